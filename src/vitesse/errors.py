@@ -1,0 +1,80 @@
+"""The errors Vitesse raises. Every message says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class VitesseError(Exception):
+    """Anything that Vitesse refuses; the message is one line a user can act on."""
+
+
+class ConfigError(VitesseError):
+    """A spec, recipe or option holds an unknown key or an impossible value."""
+
+
+class UnknownModelError(ConfigError):
+    """No model has this name; the message lists the nearest ones."""
+
+
+class ImageError(VitesseError):
+    """A picture was refused: unreadable, too large, or of a kind that is not accepted."""
+
+
+class ArtefactError(VitesseError):
+    """An artefact cannot be used: not ONNX, no manifest, a newer schema, a shape that disagrees."""
+
+
+class EngineError(VitesseError):
+    """An inference engine is not installed, refused the model, or failed while running it."""
+
+
+class WeightsError(VitesseError):
+    """Weights cannot be loaded, converted or fetched."""
+
+
+class DataError(VitesseError):
+    """A dataset cannot be read: a layout that is not recognised, or labels out of range."""
+
+
+class TrainingError(VitesseError):
+    """A training run cannot start, go on or be resumed."""
+
+
+class ExportError(VitesseError):
+    """A model cannot be folded or exported, or the exported file disagrees with the model."""
+
+
+class MissingExtraError(VitesseError):
+    """An optional package is not installed; the message names the exact install command."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"this needs {package}, which is not installed: pip install 'vitesse[{extra}]'")
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional module, or raise `MissingExtraError` naming the extra that brings it.
+
+    Raises:
+        MissingExtraError: the module's top-level package is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise MissingExtraError(package, extra) from error
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of an error message for a mistyped name: its nearest names, or all of them."""
+    choices = sorted(known)
+    near = get_close_matches(word, choices, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(choices)}"

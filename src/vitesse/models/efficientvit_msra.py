@@ -1,0 +1,250 @@
+"""EfficientViT M0-M5: memory-efficient vision transformer with cascaded group attention.
+
+Liu et al., CVPR 2023, arXiv 2305.07027. Section numbers below are the paper's.
+
+Shape suffixes: B images (or windows), C channels, H rows, W columns, N positions (H*W), D key width,
+V value width, A attention heads, R rows and S columns of a bias table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitesse.models.backbone import Backbone
+from vitesse.models.layers import ClassifierHead, ConvNorm, FeedForward, Residual, SqueezeExcite
+from vitesse.models.registry import register
+from vitesse.spec import FeatureSpec, ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientViTConfig:
+    """One column of the paper's Table 1, per stage: width, blocks, heads; `kernels` by head index."""
+
+    embed_dim: tuple[int, int, int]
+    depths: tuple[int, int, int]
+    num_heads: tuple[int, int, int]
+    kernels: tuple[int, ...] = (7, 5, 3, 3)
+    key_dim: int = 16
+
+
+CONFIGS = {
+    "efficientvit_m0": EfficientViTConfig(
+        embed_dim=(64, 128, 192), depths=(1, 2, 3), num_heads=(4, 4, 4), kernels=(5, 5, 5, 5)
+    ),
+    "efficientvit_m1": EfficientViTConfig(embed_dim=(128, 144, 192), depths=(1, 2, 3), num_heads=(2, 3, 3)),
+    "efficientvit_m2": EfficientViTConfig(embed_dim=(128, 192, 224), depths=(1, 2, 3), num_heads=(4, 3, 2)),
+    "efficientvit_m3": EfficientViTConfig(
+        embed_dim=(128, 240, 320), depths=(1, 2, 3), num_heads=(4, 3, 4), kernels=(5, 5, 5, 5)
+    ),
+    "efficientvit_m4": EfficientViTConfig(embed_dim=(128, 256, 384), depths=(1, 2, 3), num_heads=(4, 4, 4)),
+    "efficientvit_m5": EfficientViTConfig(embed_dim=(192, 288, 384), depths=(1, 3, 4), num_heads=(3, 3, 4)),
+}
+
+# 7 everywhere, except that the paper's 384-px figure (1486 M MACs) is met by windows of 12, half of the
+# first stage's map. 512 px has no published figure; 16 keeps that proportion.
+WINDOW_SIZE = 7
+HIGH_RESOLUTION_WINDOW_SIZE = {384: 12, 512: 16}
+
+
+class CascadedGroupAttention(nn.Module):
+    """Each head attends on its own split of the channels, plus the output of the head before it (3.2).
+
+    (B, C, H, W) to the same shape. One learned bias per head and absolute offset (|rows|, |columns|).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, key_dim: int, kernels: tuple[int, ...], resolution: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        value_dim = dim // num_heads
+        self.widths = (key_dim, key_dim, value_dim)
+        self.scale = key_dim**-0.5
+        self.qkvs = nn.ModuleList(ConvNorm(value_dim, sum(self.widths)) for _ in range(num_heads))
+        self.query_convs = nn.ModuleList(
+            ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:num_heads]
+        )
+        self.proj = nn.Sequential(nn.ReLU(), ConvNorm(dim, dim, norm_init=0))
+        self.attention_bias_ARS = nn.Parameter(torch.zeros(num_heads, *resolution))
+        self.register_load_state_dict_pre_hook(_resample_loaded_bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        bias_ANN = gather_bias(resample_bias(self.attention_bias_ARS, (height, width)))
+        outputs: list[Tensor] = []
+        for head, x_BVHW in enumerate(x_BCHW.chunk(len(self.qkvs), dim=1)):
+            cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
+            q_BDHW, k_BDHW, v_BVHW = self.qkvs[head](cascaded_BVHW).split(self.widths, dim=1)
+            q_BDN = self.query_convs[head](q_BDHW).flatten(2)
+            attention_BNN = q_BDN.mT @ k_BDHW.flatten(2) * self.scale + bias_ANN[head]
+            out_BVN = v_BVHW.flatten(2) @ attention_BNN.softmax(-1).mT
+            outputs.append(out_BVN.unflatten(2, (height, width)))
+        projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
+        return projected_BCHW
+
+
+def gather_bias(bias_ARS: Tensor) -> Tensor:
+    """The bias of every pair of positions, (A, N, N), from the table of absolute offsets."""
+    _, height, width = bias_ARS.shape
+    row_N = torch.arange(height, device=bias_ARS.device).repeat_interleave(width)
+    column_N = torch.arange(width, device=bias_ARS.device).repeat(height)
+    return bias_ARS[:, (row_N[:, None] - row_N).abs(), (column_N[:, None] - column_N).abs()]
+
+
+def resample_bias(bias_ARS: Tensor, resolution: tuple[int, int]) -> Tensor:
+    """A bias table for another map size, bicubic as in the paper's fine-tuning at higher resolution."""
+    if tuple(bias_ARS.shape[1:]) == tuple(resolution):
+        return bias_ARS
+    return F.interpolate(bias_ARS[None], size=resolution, mode="bicubic", align_corners=False)[0]
+
+
+def _resample_loaded_bias(attention: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Fit a loaded bias table to this module: foreign releases store (A, R*R), other sizes other R and S."""
+    key = f"{prefix}attention_bias_ARS"
+    table, own = state.get(key), attention.attention_bias_ARS
+    if not isinstance(table, Tensor) or not isinstance(own, Tensor) or len(table) != len(own):
+        return
+    if table.ndim == 2:
+        table = table.unflatten(1, (math.isqrt(table.shape[1]), -1))
+    state[key] = resample_bias(table.float(), (own.shape[1], own.shape[2])).to(table.dtype)
+
+
+class WindowAttention(nn.Module):
+    """Cascaded group attention on the whole map, or in windows where the map is larger than a window.
+
+    Maps that windows do not fill are zero-padded at the right and bottom; padded positions take part,
+    as in the paper's released models.
+    """
+
+    def __init__(self, attention: CascadedGroupAttention, window_size: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.window_size = window_size
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        size = self.window_size
+        if max(height, width) <= size:
+            return self.attention(x_BCHW)  # type: ignore[no-any-return]
+        x_BCHW = F.pad(x_BCHW, (0, -width % size, 0, -height % size))
+        rows, columns = x_BCHW.shape[2] // size, x_BCHW.shape[3] // size
+        windows = x_BCHW.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+        windows = self.attention(windows.flatten(0, 2)).unflatten(0, (-1, rows, columns))
+        x_BCHW = windows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return x_BCHW[:, :, :height, :width]
+
+
+class Block(nn.Sequential):
+    """Sandwich layout: one attention between depthwise convolutions and feed-forwards (3.1)."""
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.dw0 = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
+        self.ffn0 = Residual(FeedForward(dim), drop_path)
+        self.mixer = Residual(mixer, drop_path)
+        self.dw1 = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
+        self.ffn1 = Residual(FeedForward(dim), drop_path)
+
+
+class PatchMerging(nn.Sequential):
+    """Inverted residual block with squeeze-excite that halves the map: (B, C, H, W) to (B, C', H/2, W/2)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        hidden = 4 * in_dim
+        self.expand = ConvNorm(in_dim, hidden)
+        self.act1 = nn.ReLU()
+        self.depthwise = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.act2 = nn.ReLU()
+        self.se = SqueezeExcite(hidden, hidden // 4)
+        self.project = ConvNorm(hidden, out_dim)
+
+
+class Subsample(nn.Sequential):
+    """Patch merging between two stages, itself sandwiched between local mixing layers (3.3)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dw0 = Residual(ConvNorm(in_dim, in_dim, 3, groups=in_dim))
+        self.ffn0 = Residual(FeedForward(in_dim))
+        self.merge = PatchMerging(in_dim, out_dim)
+        self.dw1 = Residual(ConvNorm(out_dim, out_dim, 3, groups=out_dim))
+        self.ffn1 = Residual(FeedForward(out_dim))
+
+
+class Stage(nn.Sequential):
+    """Blocks at one resolution, after a subsampling in all stages but the first."""
+
+    def __init__(self, subsample: Subsample | None, blocks: list[Block]) -> None:
+        super().__init__()
+        if subsample is not None:
+            self.subsample = subsample
+        self.blocks = nn.Sequential(*blocks)
+
+
+class EfficientViT(Backbone):
+    """EfficientViT-M: overlapping patch embedding, three stages at strides 16, 32 and 64, BN-linear head."""
+
+    min_image_size = 16
+
+    def __init__(self, spec: ModelSpec, config: EfficientViTConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.feature_specs = tuple(
+            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i) for i, dim in enumerate(config.embed_dim)
+        )
+        self.stem = _stem(spec.in_chans, config.embed_dim[0])
+        self.stages = _stages(spec, config)
+        self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
+
+    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        x_BCHW = self.stem(x_BCHW)
+        features = {}
+        for feature, stage in zip(self.feature_specs, self.stages, strict=True):
+            features[feature.name] = x_BCHW = stage(x_BCHW)
+        return features
+
+
+def _stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Four stride-2 convolutions, ReLU between them: stride 16."""
+    widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
+    layers: list[nn.Module] = []
+    for narrow, wide in pairwise(widths):
+        layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
+    window = window_size_for(spec.image_size)
+    rates = iter(torch.linspace(0, spec.drop_path_rate, sum(config.depths)).tolist())
+    resolution = (math.ceil(spec.image_size[0] / 16), math.ceil(spec.image_size[1] / 16))
+    stages = nn.ModuleList()
+    for i, dim in enumerate(config.embed_dim):
+        subsample = None
+        if i > 0:
+            subsample = Subsample(config.embed_dim[i - 1], dim)
+            resolution = (math.ceil(resolution[0] / 2), math.ceil(resolution[1] / 2))
+        attended = resolution if max(resolution) <= window else (window, window)
+        blocks = []
+        for _ in range(config.depths[i]):
+            attention = CascadedGroupAttention(dim, config.num_heads[i], config.key_dim, config.kernels, attended)
+            blocks.append(Block(dim, WindowAttention(attention, window), next(rates)))
+        stages.append(Stage(subsample, blocks))
+    return stages
+
+
+def window_size_for(image_size: tuple[int, int]) -> int:
+    """Window side in positions for an image size in pixels: 7, but 12 at 384 px and 16 at 512 px."""
+    return HIGH_RESOLUTION_WINDOW_SIZE.get(max(image_size), WINDOW_SIZE)
+
+
+@register(*CONFIGS)
+def build(spec: ModelSpec) -> EfficientViT:
+    """The EfficientViT-M that `spec.name` names."""
+    return EfficientViT(spec, CONFIGS[spec.name])

@@ -1,0 +1,71 @@
+"""timm's models behind the same contract, as teachers and peers: `timm:NAME`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitesse.errors import UnknownModelError, did_you_mean, require
+from vitesse.spec import ModelSpec
+
+PREFIX = "timm:"
+
+
+def is_timm(name: str) -> bool:
+    """Whether a model name asks for timm."""
+    return name.startswith(PREFIX)
+
+
+class TimmModel(nn.Module):
+    """A timm classifier with a spec: images (B, in_chans, H, W) to logits (B, num_classes)."""
+
+    def __init__(self, spec: ModelSpec, model: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = model
+        self.register_load_state_dict_pre_hook(_resample_positions)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.model(x_BCHW)
+        return logits_BK
+
+
+def build_timm(spec: ModelSpec) -> TimmModel:
+    """The timm model named after the prefix, with fresh weights.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        MissingExtraError: timm is not installed.
+    """
+    timm = require("timm", "train")
+    name = spec.name.removeprefix(PREFIX)
+    if not timm.is_model(name):
+        raise UnknownModelError(f"timm has no model named {name!r}; {did_you_mean(name, timm.list_models())}")
+    options: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.in_chans}
+    if spec.drop_path_rate:
+        options["drop_path_rate"] = spec.drop_path_rate
+    try:
+        model = timm.create_model(name, img_size=spec.image_size, **options)
+    except TypeError:  # a convolutional model has no fixed size to be told
+        model = timm.create_model(name, **options)
+    return TimmModel(spec, model)
+
+
+def _resample_positions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Fit a ViT's loaded position table to this module's grid (bicubic, DeiT section 6)."""
+    key = f"{prefix}model.pos_embed"
+    own = module.state_dict().get("model.pos_embed")
+    table = state.get(key)
+    if own is None or table is None or own.shape == table.shape:
+        return
+    num_patches = module.get_submodule("model.patch_embed").num_patches
+    num_prefix = own.shape[1] - int(num_patches)
+    side = math.isqrt(table.shape[1] - num_prefix)
+    grid = module.get_submodule("model.patch_embed").grid_size
+    patches = table[:, num_prefix:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    state[key] = torch.cat([table[:, :num_prefix].float(), patches.flatten(2).mT], dim=1).to(table.dtype)

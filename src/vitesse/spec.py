@@ -1,0 +1,215 @@
+"""What a model, a feature map, a preprocessing and an artefact are: frozen values, no torch.
+
+Every class here reads from and writes to plain JSON. Unknown keys are refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from vitesse.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MANIFEST_SCHEMA = 1
+
+
+def from_mapping(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """Build a frozen dataclass from a mapping; lists become tuples, unknown or missing keys are refused.
+
+    Raises:
+        ConfigError: a key is unknown, or a key without default is missing.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            raise ConfigError(f"{cls.__name__}: unknown key {key!r}; {did_you_mean(key, fields)}")
+    no_default = dataclasses.MISSING
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in raw and f.default is no_default and f.default_factory is no_default
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__}: missing {', '.join(missing)}; given were {', '.join(raw) or 'none'}")
+    return cls(**{key: _freeze(value) for key, value in raw.items()})
+
+
+def to_mapping(value: Any) -> dict[str, Any]:
+    """The plain-JSON form of a frozen dataclass: tuples become lists, nested specs become mappings."""
+    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """`224` or `(height, width)` as (height, width) in pixels.
+
+    Raises:
+        ConfigError: a side is not a positive whole number.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ConfigError(f"image size: expected positive pixels, got {height}x{width}")
+    return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """One feature map that a backbone returns: `channels` wide, one cell per `stride` input pixels."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Enough to rebuild a model without its weights.
+
+    Attributes:
+        name: registry name, such as `efficientvit_m1`, or `timm:NAME` for a timm model.
+        image_size: (height, width) in pixels that the model is built for.
+        in_chans: image channels.
+        num_classes: classes of the head.
+        distilled: a second, distillation head exists.
+        drop_path_rate: stochastic depth at the last block, 0 to 1; it rises linearly from 0 at the first.
+    """
+
+    name: str
+    image_size: tuple[int, int] = (224, 224)
+    in_chans: int = 3
+    num_classes: int = 1000
+    distilled: bool = False
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        as_size(self.image_size)
+        for key in ("in_chans", "num_classes"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}: expected at least 1, got {getattr(self, key)}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ConfigError(f"drop_path_rate: expected 0 <= rate < 1, got {self.drop_path_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSpec:
+    """How a picture becomes a tensor, deterministically: resize, crop, scale to 0..1, normalise.
+
+    Attributes:
+        image_size: (height, width) of the result in pixels.
+        resize: `crop` resizes the shorter side to `image_size / crop_pct` and takes the centre;
+            `squash` resizes both sides to `image_size` and keeps the whole picture.
+        crop_pct: share of the resized shorter side that the centre crop keeps, 0 to 1.
+        interpolation: antialiased resampling filter.
+        mean, std: per channel, of pixel values in 0..1.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    resize: Literal["crop", "squash"] = "crop"
+    crop_pct: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        as_size(self.image_size)
+        if self.resize not in ("crop", "squash"):
+            raise ConfigError(f"resize: expected crop or squash, got {self.resize!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct: expected 0 < share <= 1, got {self.crop_pct}")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ConfigError(f"mean and std: expected one positive std a mean, got {self.mean} and {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artefact says of itself; stored as JSON in the ONNX file's metadata under `vitesse`.
+
+    Attributes:
+        task: what the outputs mean; `classify` has one output, logits (B, num_classes).
+        model: the spec of the model inside.
+        class_names: one name per class index.
+        preprocess: the preprocessing that the weights expect.
+        precision: `fp32`, `fp16` or `int8`.
+        trained_on: the dataset, as a person would name it.
+        licence: SPDX identifier or a short sentence.
+        accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`.
+        parity: largest |difference| of logits against the torch model, by engine, with `images` compared.
+        calibration: how an int8 file was calibrated.
+        provenance: recipe, command, seed, commit, hardware, time of the training run.
+        tools: versions of the programs that wrote the file.
+    """
+
+    model: ModelSpec
+    class_names: tuple[str, ...]
+    preprocess: PreprocessSpec
+    task: Literal["classify"] = "classify"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    trained_on: str = ""
+    licence: str = ""
+    accuracy: Mapping[str, Any] | None = None
+    parity: Mapping[str, float] | None = None
+    calibration: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    schema: int = MANIFEST_SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != MANIFEST_SCHEMA:
+            raise ConfigError(
+                f"manifest schema: this Vitesse reads {MANIFEST_SCHEMA}, the file has {self.schema}; "
+                "upgrade vitesse or export the model again"
+            )
+        if self.task != "classify":
+            raise ConfigError(f"manifest task: expected classify, got {self.task!r}")
+        if len(self.class_names) != self.model.num_classes:
+            raise ConfigError(
+                f"manifest: expected {self.model.num_classes} class names, got {len(self.class_names)}"
+            )
+        if self.preprocess.image_size != self.model.image_size:
+            raise ConfigError(
+                f"manifest: the model takes {self.model.image_size}, preprocess makes {self.preprocess.image_size}"
+            )
+        if len(self.preprocess.mean) != self.model.in_chans:
+            raise ConfigError(
+                f"manifest: the model takes {self.model.in_chans} channels, "
+                f"preprocess has {len(self.preprocess.mean)} means"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Manifest:
+        """Read `to_dict`'s form.
+
+        Raises:
+            ConfigError: an unknown or missing key, or values that disagree with each other.
+        """
+        parts = dict(raw)
+        if isinstance(parts.get("model"), Mapping):
+            parts["model"] = from_mapping(ModelSpec, parts["model"])
+        if isinstance(parts.get("preprocess"), Mapping):
+            parts["preprocess"] = from_mapping(PreprocessSpec, parts["preprocess"])
+        return from_mapping(cls, parts)
