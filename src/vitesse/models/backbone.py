@@ -20,11 +20,13 @@ class Backbone(nn.Module, ABC):
         spec: enough to rebuild the module.
         feature_specs: name, channels and stride of each map of `forward_features`, finest first.
         min_image_size: shortest image side in pixels that gives every stage at least one position.
+        head_prefixes: how the names of the classifier's parameters begin.
     """
 
     spec: ModelSpec
     feature_specs: tuple[FeatureSpec, ...]
     min_image_size: ClassVar[int]
+    head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
     head: nn.Module
 
     @abstractmethod
@@ -46,7 +48,9 @@ class Backbone(nn.Module, ABC):
 
     def check_input(self, x_BCHW: Tensor) -> None:
         """Refuse a batch that this model cannot take, with the shapes that it can."""
-        expected = f"(batch, {self.spec.in_chans}, height >= {self.min_image_size}, width >= {self.min_image_size})"
+        expected = (
+            f"(batch, {self.spec.in_chans}, height >= {self.min_image_size}, width >= {self.min_image_size})"
+        )
         shape = tuple(x_BCHW.shape)
         if len(shape) != 4 or shape[1] != self.spec.in_chans or min(shape[2:]) < self.min_image_size:
             raise ConfigError(f"{self.spec.name}: expected images of shape {expected}, got {shape}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class CascadedGroupAttention(nn.Module):
     (B, C, H, W) to the same shape. One learned bias per head and absolute offset (|rows|, |columns|).
     """
 
+    resampled_on_load: ClassVar = {"attention_bias_ARS": (1, 2)}
+
     def __init__(
         self, dim: int, num_heads: int, key_dim: int, kernels: tuple[int, ...], resolution: tuple[int, int]
     ) -> None:
@@ -72,7 +74,7 @@ class CascadedGroupAttention(nn.Module):
         )
         self.proj = nn.Sequential(nn.ReLU(), ConvNorm(dim, dim, norm_init=0))
         self.attention_bias_ARS = nn.Parameter(torch.zeros(num_heads, *resolution))
-        self.register_load_state_dict_pre_hook(_resample_loaded_bias)
+        self.register_load_state_dict_pre_hook(_resample_loaded_bias)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
@@ -105,14 +107,16 @@ def resample_bias(bias_ARS: Tensor, resolution: tuple[int, int]) -> Tensor:
 
 
 def _resample_loaded_bias(attention: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Fit a loaded bias table to this module: foreign releases store (A, R*R), other sizes other R and S."""
+    """Fit a bias table loaded from a model of another image size to this module's."""
     key = f"{prefix}attention_bias_ARS"
     table, own = state.get(key), attention.attention_bias_ARS
-    if not isinstance(table, Tensor) or not isinstance(own, Tensor) or len(table) != len(own):
-        return
-    if table.ndim == 2:
-        table = table.unflatten(1, (math.isqrt(table.shape[1]), -1))
-    state[key] = resample_bias(table.float(), (own.shape[1], own.shape[2])).to(table.dtype)
+    if (
+        isinstance(table, Tensor)
+        and isinstance(own, Tensor)
+        and table.ndim == own.ndim
+        and len(table) == len(own)
+    ):
+        state[key] = resample_bias(table.float(), (own.shape[1], own.shape[2])).to(table.dtype)
 
 
 class WindowAttention(nn.Module):
@@ -134,7 +138,7 @@ class WindowAttention(nn.Module):
             return self.attention(x_BCHW)  # type: ignore[no-any-return]
         x_BCHW = F.pad(x_BCHW, (0, -width % size, 0, -height % size))
         rows, columns = x_BCHW.shape[2] // size, x_BCHW.shape[3] // size
-        windows = x_BCHW.unflatten(3, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+        windows = x_BCHW.reshape(*x_BCHW.shape[:2], rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         windows = self.attention(windows.flatten(0, 2)).unflatten(0, (-1, rows, columns))
         x_BCHW = windows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return x_BCHW[:, :, :height, :width]
@@ -197,7 +201,8 @@ class EfficientViT(Backbone):
         super().__init__()
         self.spec = spec
         self.feature_specs = tuple(
-            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i) for i, dim in enumerate(config.embed_dim)
+            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i)
+            for i, dim in enumerate(config.embed_dim)
         )
         self.stem = _stem(spec.in_chans, config.embed_dim[0])
         self.stages = _stages(spec, config)
@@ -233,7 +238,9 @@ def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
         attended = resolution if max(resolution) <= window else (window, window)
         blocks = []
         for _ in range(config.depths[i]):
-            attention = CascadedGroupAttention(dim, config.num_heads[i], config.key_dim, config.kernels, attended)
+            attention = CascadedGroupAttention(
+                dim, config.num_heads[i], config.key_dim, config.kernels, attended
+            )
             blocks.append(Block(dim, WindowAttention(attention, window), next(rates)))
         stages.append(Stage(subsample, blocks))
     return stages

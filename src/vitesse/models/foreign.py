@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.errors import UnknownModelError, did_you_mean, require
+from vitesse.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, require
 from vitesse.spec import ModelSpec
-
-PREFIX = "timm:"
+from vitesse.weights.keymaps import TIMM_PREFIX
 
 
 def is_timm(name: str) -> bool:
     """Whether a model name asks for timm."""
-    return name.startswith(PREFIX)
+    return name.startswith(TIMM_PREFIX)
 
 
 class TimmModel(nn.Module):
     """A timm classifier with a spec: images (B, in_chans, H, W) to logits (B, num_classes)."""
 
+    resampled_on_load: ClassVar = {"model.pos_embed": (1,)}
+
     def __init__(self, spec: ModelSpec, model: nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.model = model
-        self.register_load_state_dict_pre_hook(_resample_positions)
+        classifiers = model.pretrained_cfg["classifier"]  # type: ignore[index]
+        names = (classifiers,) if isinstance(classifiers, str) else classifiers
+        self.head_prefixes = tuple(f"model.{name}." for name in names)
+        self.register_load_state_dict_pre_hook(_resample_positions)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.model(x_BCHW)
@@ -39,12 +43,13 @@ def build_timm(spec: ModelSpec) -> TimmModel:
 
     Raises:
         UnknownModelError: timm has no such model.
+        ConfigError: `spec.distilled` is set; timm's models bring no second head on request.
         MissingExtraError: timm is not installed.
     """
+    if spec.distilled:
+        raise ConfigError(f"distilled: expected a model of Vitesse's own, got {spec.name}")
     timm = require("timm", "train")
-    name = spec.name.removeprefix(PREFIX)
-    if not timm.is_model(name):
-        raise UnknownModelError(f"timm has no model named {name!r}; {did_you_mean(name, timm.list_models())}")
+    name = _known_name(timm, spec.name)
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.in_chans}
     if spec.drop_path_rate:
         options["drop_path_rate"] = spec.drop_path_rate
@@ -55,6 +60,30 @@ def build_timm(spec: ModelSpec) -> TimmModel:
     return TimmModel(spec, model)
 
 
+def timm_weights(name: str) -> tuple[str, int]:
+    """The hub repository of a timm model's published weights, and the number of their classes.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        WeightsError: timm knows no weights of it on the hub.
+        MissingExtraError: timm is not installed.
+    """
+    timm = require("timm", "train")
+    config = timm.get_pretrained_cfg(_known_name(timm, name))
+    if not config.hf_hub_id:
+        raise WeightsError(
+            f"{name}: timm names no weights on the Hugging Face Hub; create it with pretrained=False"
+        )
+    return str(config.hf_hub_id), int(config.num_classes)
+
+
+def _known_name(timm: Any, name: str) -> str:
+    name = name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        raise UnknownModelError(f"timm has no model named {name!r}; {did_you_mean(name, timm.list_models())}")
+    return name
+
+
 def _resample_positions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Fit a ViT's loaded position table to this module's grid (bicubic, DeiT section 6)."""
     key = f"{prefix}model.pos_embed"
@@ -62,10 +91,11 @@ def _resample_positions(module: nn.Module, state: dict[str, Any], prefix: str, *
     table = state.get(key)
     if own is None or table is None or own.shape == table.shape:
         return
-    num_patches = module.get_submodule("model.patch_embed").num_patches
-    num_prefix = own.shape[1] - int(num_patches)
+    patch_embed: Any = module.get_submodule("model.patch_embed")
+    num_prefix = own.shape[1] - patch_embed.num_patches
     side = math.isqrt(table.shape[1] - num_prefix)
-    grid = module.get_submodule("model.patch_embed").grid_size
     patches = table[:, num_prefix:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    patches = F.interpolate(
+        patches, size=patch_embed.grid_size, mode="bicubic", align_corners=False, antialias=True
+    )
     state[key] = torch.cat([table[:, :num_prefix].float(), patches.flatten(2).mT], dim=1).to(table.dtype)

@@ -17,7 +17,13 @@ class ConvNorm(nn.Sequential):
     """
 
     def __init__(
-        self, in_chans: int, out_chans: int, kernel: int = 1, stride: int = 1, groups: int = 1, norm_init: float = 1.0
+        self,
+        in_chans: int,
+        out_chans: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm_init: float = 1.0,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=False)

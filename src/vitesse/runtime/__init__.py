@@ -1,0 +1,1 @@
+"""The runtime wing: image files become results through an artefact. No torch in here."""

@@ -1,0 +1,52 @@
+"""Files that are whole or absent: written under a temporary name, synced, then renamed.
+
+A kill at any moment leaves the last good file; at worst a hidden `.NAME.TOKEN.tmp` stays beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Replace `path` by a file that holds `data`, or leave it as it is.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full; the old file stays.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path with the same suffix in the same folder, for libraries that write by name.
+
+    When the block ends well the file takes the name `path`; when it raises the file is removed and `path`
+    stays as it was. A symbolic link at `path` is kept and its target replaced.
+
+    Raises:
+        OSError: the block wrote no file, or the folder is missing or not writable.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR)
+        temporary.replace(target)
+        if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
+            _sync(target.parent, os.O_RDONLY)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Checkpoint files to models, and foreign files to checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vitesse.catalogue import resolve
+from vitesse.errors import WeightsError
+from vitesse.models.create import build
+from vitesse.models.foreign import is_timm
+from vitesse.spec import ModelSpec, as_size
+from vitesse.weights.convert import read_foreign, save_foreign
+from vitesse.weights.files import parse_header, read_safetensors, save_weights, unwrap
+from vitesse.weights.keymaps import OURS, keymap_for
+from vitesse.weights.load import LoadReport, first_conv_name, load_tensors
+
+if TYPE_CHECKING:
+    from vitesse.models.backbone import Backbone
+    from vitesse.models.foreign import TimmModel
+
+
+def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, dict[str, Any]]:
+    """The model in a `.safetensors` file with its weights, in training mode, and the file's metadata.
+
+    Args:
+        path: a file of `save_weights`; with `arch`, also safetensors of timm or of an original release.
+        arch: the architecture's name, needed where the file does not say it.
+
+    Raises:
+        WeightsError: the file cannot be read, is of another architecture, or names none without `arch`.
+        UnknownModelError: no model has this name.
+    """
+    tensors, header = read_safetensors(path)
+    found = parse_header(header, path)
+    if found is None:
+        if arch is None:
+            raise WeightsError(f"{path}: the header does not name a model; say which it is (--arch NAME)")
+        return _model_of(unwrap(tensors, path), str(path), _spec(arch, None))[0], {}
+    spec, metadata = found
+    if arch is not None and _spec(arch, None).name != spec.name:
+        raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
+    model = build(spec)
+    load_tensors(model, tensors, str(path))
+    return model, metadata
+
+
+def convert(
+    source: str | Path,
+    *,
+    name: str,
+    out: str | Path,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    to: str = OURS,
+) -> LoadReport:
+    """Read weights under any known names, prove that they are all of a model, and write them elsewhere.
+
+    Args:
+        source: `.pth`, `.pt` or `.safetensors`, of timm, an original release, or `save_weights`.
+        name: the architecture of the weights.
+        out: `.safetensors`; for the foreign names also `.pth`.
+        num_classes: classes that the head must have; default those of the file.
+        image_size: pixels that the weights were trained for; default the architecture's own.
+        to: `vitesse`, `timm` or `original` names.
+
+    Raises:
+        WeightsError: the source holds code, is damaged, or is not all of the model; `out` has a wrong suffix.
+        UnknownModelError: no model has this name.
+    """
+    model, report = _model_of(read_foreign(source), str(source), _spec(name, image_size), num_classes)
+    if to != OURS:
+        save_foreign(out, model, to)
+        return report
+    if Path(out).suffix != ".safetensors":
+        raise WeightsError(f"{out}: expected a name ending in .safetensors")
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    provenance = {"converted_from": Path(source).name, "sha256": digest, "naming": report.naming}
+    save_weights(out, model, {"provenance": provenance})
+    return report
+
+
+def _spec(name: str, image_size: int | tuple[int, int] | None) -> ModelSpec:
+    """The spec of an architecture as published, at its own image size unless told."""
+    if is_timm(name):
+        return ModelSpec(name=name, image_size=as_size(image_size or 224))
+    facts = resolve(name)[0]
+    return ModelSpec(name=facts.name, image_size=as_size(image_size or facts.image_size))
+
+
+def _model_of(
+    tensors: Mapping[str, Tensor], label: str, spec: ModelSpec, num_classes: int | None = None
+) -> tuple[Backbone | TimmModel, LoadReport]:
+    """The model of foreign weights: `spec` with their channels, classes and heads, nothing resampled.
+
+    Raises:
+        WeightsError: the weights are not all of this model at this image size.
+    """
+    probe = build(spec)
+    own, keymap = probe.state_dict(), keymap_for(spec.name)
+    values = {name: tensor for name, _, tensor in keymap.read(tensors, keymap.detect(tensors, own))}
+    heads = {name: tensor for name, tensor in values.items() if name.startswith(probe.head_prefixes)}
+    classes = [len(tensor) for tensor in heads.values() if tensor.ndim == 2]
+    stem = values.get(first_conv_name(own))
+    spec = dataclasses.replace(
+        spec,
+        in_chans=spec.in_chans if stem is None or stem.ndim != 4 else stem.shape[1],
+        num_classes=num_classes or (classes[0] if classes else spec.num_classes),
+        distilled=not is_timm(spec.name) and not heads.keys() <= own.keys(),
+    )
+    model = build(spec)
+    report = load_tensors(model, tensors, label)
+    if report.resampled:
+        raise WeightsError(
+            f"{label}: {report.resampled[0]}: these are not weights of {spec.name} at {spec.image_size} pixels: "
+            "convert them with the image size that they were trained for"
+        )
+    return model, report

@@ -1,0 +1,97 @@
+"""From a name or a spec to a model."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from vitesse.catalogue import resolve
+from vitesse.errors import ConfigError
+from vitesse.models import efficientvit_msra  # noqa: F401  (registers its names)
+from vitesse.models.backbone import Backbone, FeatureExtractor
+from vitesse.models.foreign import build_timm, is_timm, timm_weights
+from vitesse.models.registry import build_model, registered_models
+from vitesse.spec import ModelSpec, as_size
+from vitesse.weights.hub import fetch, fetch_pretrained
+from vitesse.weights.load import load_weights
+
+if TYPE_CHECKING:
+    from vitesse.models.foreign import TimmModel
+
+
+def build(spec: ModelSpec) -> Backbone | TimmModel:
+    """The model that `spec` describes, with fresh weights; `timm:NAME` is built by timm.
+
+    Raises:
+        UnknownModelError: no model has this name.
+        ConfigError: a distilled timm model is asked for.
+        MissingExtraError: a timm model is asked for and timm is not installed.
+    """
+    return build_timm(spec) if is_timm(spec.name) else build_model(spec)
+
+
+def list_models(pattern: str = "*") -> tuple[str, ...]:
+    """The names of Vitesse's models that match a shell pattern such as `*_m?`, sorted."""
+    return tuple(name for name in registered_models() if fnmatchcase(name, pattern))
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    image_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    distilled: bool = False,
+    drop_path_rate: float = 0.0,
+) -> Backbone | TimmModel | FeatureExtractor:
+    """A model by name, in training mode, float32, on the CPU.
+
+    Args:
+        name: `arch`, `arch.tag` to choose the weights, or `timm:NAME`.
+        pretrained: load the published weights from the Hugging Face Hub or its cache.
+        num_classes: classes of the head; other than the weights' own, the head starts fresh.
+        in_chans: image channels; other than 3, the pretrained first convolution is adapted so that a
+            picture with equal channels gives the response it gave (`weights.load.adapt_channels`).
+        image_size: pixels, one side or (height, width); default the architecture's own.
+        features_only: feature maps by name instead of logits.
+        distilled: a second head that learns from a teacher; pretrained, both heads start fresh.
+        drop_path_rate: stochastic depth at the last block, 0 to 1.
+
+    Raises:
+        UnknownModelError: no architecture or weights have this name; the message lists the nearest.
+        ConfigError: an impossible value, or an option that timm's models do not have.
+        MissingExtraError: timm or huggingface_hub is needed and not installed.
+        WeightsError: the weights cannot be fetched or do not fit.
+    """
+    timm_name = is_timm(name)
+    if timm_name and features_only:
+        raise ConfigError(f"features_only: expected one of {', '.join(registered_models())}, got {name}")
+    arch = name if timm_name else resolve(name)[0].name
+    default_size = ModelSpec(name=name).image_size if timm_name else resolve(name)[0].image_size
+    model = build(
+        ModelSpec(
+            name=arch,
+            image_size=as_size(image_size or default_size),
+            in_chans=in_chans,
+            num_classes=num_classes,
+            distilled=distilled,
+            drop_path_rate=drop_path_rate,
+        )
+    )
+    if pretrained:
+        _load_pretrained(model, name)
+    if features_only and isinstance(model, Backbone):
+        return FeatureExtractor(model)
+    return model
+
+
+def _load_pretrained(model: Backbone | TimmModel, name: str) -> None:
+    if is_timm(name):
+        hub_id, num_classes = timm_weights(name)
+        path = fetch(hub_id)
+    else:
+        num_classes, path = resolve(name)[1].num_classes, fetch_pretrained(name)
+    same_head = model.spec.num_classes == num_classes and not model.spec.distilled
+    load_weights(model, path, head="keep" if same_head else "new", first_conv="adapt")

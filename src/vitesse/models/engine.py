@@ -1,0 +1,24 @@
+"""A torch model behind the interface of the inference engines."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+
+class TorchEngine:
+    """Runs a model as onnxruntime and openvino run an artefact; parity and accuracy compare all three alike."""
+
+    name = "torch"
+
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Logits (B, num_classes) float32 of a preprocessed batch (B, C, H, W) float32."""
+        logits_BK = self.model(torch.from_numpy(batch_BCHW).to(self.device))
+        return (logits_BK.float().cpu().numpy(),)

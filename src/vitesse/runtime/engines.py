@@ -1,0 +1,139 @@
+"""Engines run an artefact: numpy batch in, numpy outputs out. Ask for one and get it, or an error.
+
+Shape suffixes: B pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.errors import EngineError, VitesseError, did_you_mean, require
+from vitesse.runtime.artefact import Artefact
+
+
+class Engine(Protocol):
+    """Runs one artefact."""
+
+    name: str
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """The outputs of the model, each with B rows, all finite.
+
+        Args:
+            batch_BCHW: preprocessed pictures, float32, of the artefact's input shape.
+
+        Raises:
+            EngineError: another shape or dtype, NaN or infinity in an output, or the engine failed.
+        """
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU. `threads` defaults to the CPUs that this process may use.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, artefact: Artefact, threads: int | None = None) -> None:
+        ort = require("onnxruntime", "core")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or usable_cpus()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # fatal only: what fails comes back as an exception
+        wanted = "CPUExecutionProvider"
+        with _refusing(self.name, "refused the model"):
+            self._session = ort.InferenceSession(artefact.data, options, providers=[wanted])
+        if (used := self._session.get_providers()[0]) != wanted:
+            raise EngineError(f"{self.name}: asked for {wanted}, it chose {used}; reinstall onnxruntime")
+        self._input = self._session.get_inputs()[0].name
+        self._shape = artefact.input_shape
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """See `Engine.run`. May be called from several threads at once."""
+        _check_batch(batch_BCHW, self._shape)
+        with _refusing(self.name, "failed"):
+            outputs = self._session.run(None, {self._input: batch_BCHW})
+        return _checked(outputs, len(batch_BCHW), self.name)
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU in float32, so that its figures are comparable.
+
+    Raises:
+        MissingExtraError: the extra `openvino` is not installed.
+        EngineError: OpenVINO refuses the model.
+    """
+
+    name = "openvino"
+
+    def __init__(self, artefact: Artefact, threads: int | None = None) -> None:
+        openvino = require("openvino", "openvino")
+        settings = {
+            "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+            "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
+            "PERFORMANCE_HINT": "LATENCY",  # one stream: one batch at a time uses all threads
+        }
+        with _refusing(self.name, "refused the model"):
+            core = openvino.Core()
+            compiled = core.compile_model(core.read_model(artefact.data), "CPU", settings)
+            self._request = compiled.create_infer_request()
+            used = compiled.get_property("EXECUTION_DEVICES")
+        if used != ["CPU"]:
+            raise EngineError(f"{self.name}: asked for CPU, it chose {used}; reinstall openvino")
+        self._shape = artefact.input_shape
+        self._lock = threading.Lock()
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """See `Engine.run`. Calls from several threads take turns."""
+        _check_batch(batch_BCHW, self._shape)
+        with self._lock, _refusing(self.name, "failed"):
+            outputs = list(self._request.infer({0: batch_BCHW}, share_inputs=True).values())
+        return _checked(outputs, len(batch_BCHW), self.name)
+
+
+ENGINES: dict[str, Callable[[Artefact, int | None], Engine]] = {
+    OnnxRuntimeEngine.name: OnnxRuntimeEngine,
+    OpenVinoEngine.name: OpenVinoEngine,
+}
+
+
+def available_engines() -> tuple[str, ...]:
+    """Names of the installed engines; nothing is imported."""
+    return tuple(name for name in ENGINES if find_spec(name) is not None)
+
+
+def create_engine(artefact: Artefact, name: str = "auto", threads: int | None = None) -> Engine:
+    """The engine of this name, or with `auto` the fastest installed one (see `vitesse.runtime.select`).
+
+    Args:
+        artefact: what to run.
+        name: `auto`, `onnxruntime` or `openvino`.
+        threads: of the engine; the CPUs that this process may use by default.
+
+    Raises:
+        EngineError: an unknown name, or the engine refuses the model.
+        MissingExtraError: the named engine is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads: expected at least 1, got {threads}")
+    if name == "auto":
+        from vitesse.runtime.select import select_engine
+
+        return select_engine(artefact, threads)
+    if name not in ENGINES:
+        raise EngineError(f"unknown engine {name!r}; {did_you_mean(name, ['auto', *ENGINES])}")
+    return ENGINES[name](artefact, threads)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,47 @@
+"""Targets and losses, with or without a teacher.
+
+Shape suffixes: B images, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def smooth_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Target shares (B, K): 1 - smoothing on the label, the rest spread over all classes."""
+    return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+def soft_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Mean cross-entropy against target shares, in nats."""
+    return F.cross_entropy(logits_BK.float(), targets_BK)
+
+
+def distillation_loss(
+    logits_BK: Tensor, teacher_BK: Tensor, kind: Literal["soft", "hard"], temperature: float
+) -> Tensor:
+    """Distance to a teacher's logits.
+
+    `soft` is the KL divergence at a temperature, times its square, a mean over images
+    (arXiv 1503.02531, section 2); `hard` is the cross-entropy with the teacher's
+    first choice (DeiT, arXiv 2012.12877, section 4).
+    """
+    if kind == "hard":
+        return F.cross_entropy(logits_BK.float(), teacher_BK.argmax(-1))
+    student_BK = F.log_softmax(logits_BK.float() / temperature, -1)
+    target_BK = F.log_softmax(teacher_BK.float() / temperature, -1)
+    return F.kl_div(student_BK, target_BK, reduction="batchmean", log_target=True) * temperature**2
+
+
+def teacher_shares(
+    logits_BK: Tensor, kind: Literal["soft", "hard"], temperature: float
+) -> Tensor:
+    """A teacher's logits as target shares (B, K), to be mixed with labels once and for all."""
+    if kind == "hard":
+        return F.one_hot(logits_BK.argmax(-1), logits_BK.shape[-1]).float()
+    return torch.softmax(logits_BK.float() / temperature, -1)

@@ -1,0 +1,202 @@
+"""Two-way maps between our parameter names and those of public releases.
+
+A family's names are one table, a row for each part of a name: (ours, timm's, the original release's).
+The same rows are read from left to right to write foreign names and from right to left to read them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitesse.catalogue import models
+from vitesse.errors import WeightsError, did_you_mean
+
+OURS, TIMM, ORIGINAL = "vitesse", "timm", "original"
+
+# `<s+1>` is a number one higher than `<s>`. The first row that fits a part of a name wins.
+EFFICIENTVIT_MSRA = (
+    ("stem.0", "patch_embed.conv1", "patch_embed.0"),
+    ("stem.2", "patch_embed.conv2", "patch_embed.2"),
+    ("stem.4", "patch_embed.conv3", "patch_embed.4"),
+    ("stem.6", "patch_embed.conv4", "patch_embed.6"),
+    ("stages.0.blocks.<j>", "stages.0.blocks.<j>", "blocks1.<j>"),
+    ("stages.<s>.blocks.<j>", "stages.<s>.blocks.<j>", "blocks<s+1>.<j+3>"),
+    ("stages.<s>.subsample.dw0", "stages.<s>.downsample.res1.0", "blocks<s+1>.0.0"),
+    ("stages.<s>.subsample.ffn0", "stages.<s>.downsample.res1.1", "blocks<s+1>.0.1"),
+    ("stages.<s>.subsample.merge.expand", "stages.<s>.downsample.patchmerge.conv1", "blocks<s+1>.1.conv1"),
+    ("stages.<s>.subsample.merge.depthwise", "stages.<s>.downsample.patchmerge.conv2", "blocks<s+1>.1.conv2"),
+    ("stages.<s>.subsample.merge.project", "stages.<s>.downsample.patchmerge.conv3", "blocks<s+1>.1.conv3"),
+    (
+        "stages.<s>.subsample.merge.se.reduce",
+        "stages.<s>.downsample.patchmerge.se.fc1",
+        "blocks<s+1>.1.se.fc1",
+    ),
+    (
+        "stages.<s>.subsample.merge.se.expand",
+        "stages.<s>.downsample.patchmerge.se.fc2",
+        "blocks<s+1>.1.se.fc2",
+    ),
+    ("stages.<s>.subsample.dw1", "stages.<s>.downsample.res2.0", "blocks<s+1>.2.0"),
+    ("stages.<s>.subsample.ffn1", "stages.<s>.downsample.res2.1", "blocks<s+1>.2.1"),
+    ("branch.expand", "m.pw1", "m.pw1"),
+    ("branch.project", "m.pw2", "m.pw2"),
+    ("branch.attention", "m.attn", "m.attn"),
+    ("branch", "m", "m"),
+    ("query_convs", "dws", "dws"),
+    ("attention_bias_ARS", "attention_biases", "attention_biases"),
+    ("head.classifier", "head", "head"),
+    ("head.classifier_dist", "head_dist", "head_dist"),
+    ("conv", "conv", "c"),
+    ("linear", "linear", "l"),
+)
+
+TIMM_PREFIX = "timm:"
+BIAS_TABLE = "attention_bias_ARS"
+BIAS_INDEX = (
+    "attention_bias_idxs"  # the original's map from position pairs to table entries, derived from the size
+)
+
+Rename = Callable[[str], str]
+_NUMBER = re.compile(r"<(\w)(?:\+(\d+))?>")
+
+
+class _Row:
+    """One row of a table, read from one column to another."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self.offsets = {letter: int(offset or 0) for letter, offset in _NUMBER.findall(source)}
+        self.target = target
+        self.pattern = re.compile(_NUMBER.sub(r"(?P<\1>\\d+)", source.replace(".", r"\.")) + r"(?=\.|$)")
+
+    def apply(self, name: str) -> tuple[str, str] | None:
+        """The renamed beginning of `name` and what is left of it, or nothing where the row does not fit."""
+        match = self.pattern.match(name)
+        if match is None:
+            return None
+        numbers = {letter: int(match[letter]) - offset for letter, offset in self.offsets.items()}
+        if min(numbers.values(), default=0) < 0:
+            return None
+        renamed = _NUMBER.sub(lambda number: str(numbers[number[1]] + int(number[2] or 0)), self.target)
+        return renamed, name[match.end() :].removeprefix(".")
+
+
+def _renaming(table: Iterable[tuple[str, ...]], source: int, target: int) -> Rename:
+    """The function that rewrites names of one column of a table as those of another."""
+    rows = [_Row(columns[source], columns[target]) for columns in table]
+
+    def rename(name: str) -> str:
+        done = []
+        while name:
+            part, _, rest = name.partition(".")
+            done_and_rest = next((result for row in rows if (result := row.apply(name))), (part, rest))
+            done.append(done_and_rest[0])
+            name = done_and_rest[1]
+        return ".".join(done)
+
+    return rename
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """The names that one family's weights are found under.
+
+    Attributes:
+        renames: by naming, the functions (their name to ours, our name to theirs).
+    """
+
+    renames: Mapping[str, tuple[Rename, Rename]]
+
+    def detect(self, keys: Iterable[str], ours: Iterable[str]) -> str:
+        """The naming under which most of a file's `keys` are names of `ours`."""
+        keys, known = list(keys), set(ours)
+        return max(
+            self.renames, key=lambda naming: sum(self.renames[naming][0](key) in known for key in keys)
+        )
+
+    def read(self, state: Mapping[str, Tensor], naming: str) -> Iterator[tuple[str, str, Tensor]]:
+        """Foreign weights as (our name, their name, tensor), bias tables (A, R*R) unfolded to (A, R, R).
+
+        Index buffers are left out.
+        """
+        to_ours = self.renames[naming][0]
+        for key, tensor in state.items():
+            if not is_index_buffer(key):
+                name = to_ours(key)
+                yield name, key, _unfold(tensor) if name.endswith(BIAS_TABLE) else tensor
+
+    def write(self, state: Mapping[str, Tensor], naming: str) -> dict[str, Tensor]:
+        """Our weights under foreign names; the original's index buffers are added.
+
+        Raises:
+            WeightsError: the naming is unknown, or a bias table is not square, as foreign ones are.
+        """
+        if naming not in self.renames:
+            raise WeightsError(
+                f"no naming {naming!r} for these weights; {did_you_mean(naming, self.renames)}"
+            )
+        from_ours = self.renames[naming][1]
+        result: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            name = from_ours(key)
+            if naming == OURS or not key.endswith(BIAS_TABLE):
+                result[name] = tensor
+                continue
+            rows, columns = tensor.shape[1:]
+            if rows != columns:
+                raise WeightsError(
+                    f"{key}: {naming} files hold square tables only, this one is {rows}x{columns}"
+                )
+            result[name] = tensor.flatten(1)
+            if naming == ORIGINAL:
+                result[name.rpartition(".")[0] + f".{BIAS_INDEX}"] = bias_index(rows)
+        return result
+
+
+def is_index_buffer(key: str) -> bool:
+    """Whether a foreign name is an index buffer, which we derive and never load."""
+    return key.endswith(BIAS_INDEX)
+
+
+def bias_index(side: int) -> Tensor:
+    """The original's index buffer, int64 (N, N), N = side*side: |rows apart| * side + |columns apart|."""
+    row_N = torch.arange(side).repeat_interleave(side)
+    column_N = torch.arange(side).repeat(side)
+    return (row_N[:, None] - row_N).abs() * side + (column_N[:, None] - column_N).abs()
+
+
+def _unfold(table: Tensor) -> Tensor:
+    side = math.isqrt(table.shape[-1])
+    return table.view(-1, side, side) if table.ndim == 2 and side * side == table.shape[1] else table
+
+
+def _same(name: str) -> str:
+    return name
+
+
+_OWN = {OURS: (_same, _same)}
+_TIMM_WRAPPER = KeyMap(
+    renames={**_OWN, TIMM: (lambda name: f"model.{name}", lambda name: name.removeprefix("model."))}
+)
+_FAMILIES = {
+    "efficientvit_msra": KeyMap(
+        renames=_OWN
+        | {
+            naming: (_renaming(EFFICIENTVIT_MSRA, column, 0), _renaming(EFFICIENTVIT_MSRA, 0, column))
+            for column, naming in ((1, TIMM), (2, ORIGINAL))
+        }
+    )
+}
+
+
+def keymap_for(name: str) -> KeyMap:
+    """The key map of a model by its name; a model outside the catalogue has our names only."""
+    if name.startswith(TIMM_PREFIX):
+        return _TIMM_WRAPPER
+    family = next((model.family for model in models() if model.name == name), None)
+    return _FAMILIES[family] if family else KeyMap(renames=_OWN)

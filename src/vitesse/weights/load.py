@@ -1,0 +1,229 @@
+"""Weights into a model, through the key maps, with a report that leaves nothing out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitesse.errors import WeightsError
+from vitesse.weights.files import parse_header, read_safetensors, spec_of, unwrap
+from vitesse.weights.keymaps import is_index_buffer, keymap_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of every tensor of the file and of the model.
+
+    Attributes:
+        naming: whose names the file uses: `vitesse`, `timm` or `original`.
+        loaded: our names that got a value.
+        renamed: our name to the file's, where they differ.
+        missing: our names that got none; they keep the value they had.
+        unexpected: names of the file that have no place in the model.
+        resampled: our names whose value was fitted to another size.
+        fresh: our names left at their initial value because a new head was asked for.
+        skipped: names of the file not loaded on purpose: index buffers, the old head under a new one.
+    """
+
+    naming: str
+    loaded: tuple[str, ...]
+    renamed: Mapping[str, str]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    resampled: tuple[str, ...]
+    fresh: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def explain(self) -> str:
+        """The report in one line."""
+        parts = [f"loaded {len(self.loaded)} tensors from {self.naming} names"]
+        for label in ("missing", "unexpected", "resampled", "fresh", "skipped"):
+            names: tuple[str, ...] = getattr(self, label)
+            if names:
+                parts.append(
+                    f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                )
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    head: Literal["keep", "new"] = "keep",
+    first_conv: Literal["keep", "adapt"] = "keep",
+) -> LoadReport:
+    """Copy weights into a model; on any error the model stays as it was.
+
+    Bias and position tables of another image size are resampled.
+
+    Args:
+        model: from `create_model` or `build`; keeps its dtype and device.
+        source: a `.safetensors` file, or named tensors; ours, timm's or the original release's names.
+        strict: refuse missing and unexpected tensors; otherwise only report them.
+        head: `new` leaves the model's classifier as it is, whatever the file's.
+        first_conv: `adapt` fits the first convolution to the model's channels (`adapt_channels`).
+
+    Raises:
+        WeightsError: no safetensors; another model's weights; NaN or infinite values; shapes that differ;
+            with `strict`, missing or unexpected tensors.
+    """
+    label, tensors = _open(source, spec_of(model).name)
+    return load_tensors(model, tensors, label, strict=strict, head=head, first_conv=first_conv)
+
+
+def load_tensors(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    label: str,
+    *,
+    strict: bool = True,
+    head: Literal["keep", "new"] = "keep",
+    first_conv: Literal["keep", "adapt"] = "keep",
+) -> LoadReport:
+    """As `load_weights`, for named tensors out of their containers; messages call them `label`."""
+    own = model.state_dict()
+    keymap = keymap_for(spec_of(model).name)
+    naming = keymap.detect(tensors, own)
+    heads = tuple(getattr(model, "head_prefixes", ()))
+    new_head = head == "new"
+    values: dict[str, Tensor] = {}
+    renamed: dict[str, str] = {}
+    unexpected: list[str] = []
+    skipped = [key for key in tensors if is_index_buffer(key)]
+    for name, key, tensor in keymap.read(tensors, naming):
+        if new_head and name.startswith(heads):
+            skipped.append(key)
+        elif name in own and name not in values:
+            values[name] = tensor
+            renamed[name] = key
+        else:
+            unexpected.append(key)
+    _check_finite(values, renamed, label)
+    adapted = _adapt_first_conv(values, own) if first_conv == "adapt" else ()
+    resampled = _check_shapes(model, values, renamed, heads, label)
+    absent = [name for name in own if name not in values]
+    report = LoadReport(
+        naming=naming,
+        loaded=tuple(values),
+        renamed={name: key for name, key in renamed.items() if name != key},
+        missing=tuple(name for name in absent if not (new_head and name.startswith(heads))),
+        unexpected=tuple(unexpected),
+        resampled=adapted + resampled,
+        fresh=tuple(name for name in absent if new_head and name.startswith(heads)),
+        skipped=tuple(skipped),
+    )
+    _check_complete(report, strict, spec_of(model).name, heads, label)
+    try:
+        model.load_state_dict(values, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{label}: {' '.join(str(error).split())}") from error
+    return report
+
+
+def adapt_channels(weight_OIHW: Tensor, in_chans: int) -> Tensor:
+    """First convolution for another number of image channels, (O, in_chans, H, W).
+
+    Channel j takes the filters of channel j modulo the old number, shared evenly among those that take them;
+    fewer channels than before share all filters evenly. So a picture with equal channels gives the same
+    response as before.
+    """
+    old = weight_OIHW.shape[1]
+    if in_chans < old:
+        return weight_OIHW.sum(1, keepdim=True).expand(-1, in_chans, -1, -1) / in_chans
+    source = torch.arange(in_chans) % old
+    copies = torch.bincount(source)[source].to(weight_OIHW)
+    return weight_OIHW[:, source] / copies[:, None, None]
+
+
+def _open(source: str | Path | Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Tensor]]:
+    """A label for messages, and the named tensors."""
+    if isinstance(source, Mapping):
+        return "given weights", unwrap(source, "given weights")
+    tensors, header = read_safetensors(source)
+    found = parse_header(header, source)
+    if found is not None and found[0].name != name:
+        raise WeightsError(f"{source}: expected weights of {name}, the file holds {found[0].name}")
+    return str(source), unwrap(tensors, source)
+
+
+def _check_finite(values: Mapping[str, Tensor], keys: Mapping[str, str], label: str) -> None:
+    for name, tensor in values.items():
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+            bad = int((~finite).sum())
+            raise WeightsError(
+                f"{label}: {keys[name]}: expected finite numbers, {bad} of {tensor.numel()} are not"
+            )
+
+
+def first_conv_name(own: Mapping[str, Tensor]) -> str:
+    """The name of the convolution that takes the image: the first weight with four dimensions."""
+    return next(name for name, tensor in own.items() if tensor.ndim == 4)
+
+
+def _adapt_first_conv(values: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    name = first_conv_name(own)
+    in_chans = own[name].shape[1]
+    if name not in values or values[name].ndim != 4 or values[name].shape[1] == in_chans:
+        return ()
+    values[name] = adapt_channels(values[name], in_chans)
+    return (name,)
+
+
+def _check_shapes(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    keys: Mapping[str, str],
+    heads: tuple[str, ...],
+    label: str,
+) -> tuple[str, ...]:
+    """The names whose values the model will resample; any other difference of shape is refused."""
+    own, spec = model.state_dict(), spec_of(model)
+    flexible = {
+        f"{prefix}.{name}".lstrip("."): dims
+        for prefix, module in model.named_modules()
+        for name, dims in getattr(module, "resampled_on_load", {}).items()
+    }
+    resampled = []
+    for name, tensor in values.items():
+        expected, got = tuple(own[name].shape), tuple(tensor.shape)
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise WeightsError(f"{label}: {keys[name]}: expected {own[name].dtype}, got {tensor.dtype}")
+        if expected == got:
+            continue
+        if name in flexible and _outside(expected, flexible[name]) == _outside(got, flexible[name]):
+            resampled.append(name)
+            continue
+        if name.startswith(heads) and expected[1:] == got[1:]:
+            raise WeightsError(
+                f"{label}: {keys[name]}: the file's head has {got[0]} classes, the model's {expected[0]}: "
+                f"pass num_classes={got[0]}, or head='new' for a fresh one"
+            )
+        raise WeightsError(
+            f"{label}: {keys[name]}: expected shape {expected} of {spec.name} with {spec.in_chans} channels, "
+            f"got {got}"
+        )
+    return tuple(resampled)
+
+
+def _outside(shape: tuple[int, ...], dims: tuple[int, ...]) -> list[int]:
+    return [-1 if dim in dims else size for dim, size in enumerate(shape)]
+
+
+def _check_complete(report: LoadReport, strict: bool, name: str, heads: tuple[str, ...], label: str) -> None:
+    if not report.loaded:
+        names = ", ".join(report.unexpected[:2])
+        raise WeightsError(
+            f"{label}: expected weights of {name}, none of its tensors is in the file ({names}, ...)"
+        )
+    if not strict or not (report.missing or report.unexpected):
+        return
+    only_head = all(key.startswith(heads) for key in report.missing) and not report.unexpected
+    advice = "pass head='new' for a fresh head" if only_head else "is it another architecture or head?"
+    raise WeightsError(f"{label}: expected the weights of {name}: {report.explain()}; {advice}")
