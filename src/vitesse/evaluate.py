@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.data.sources import open_source, take
 from vitesse.errors import DataError, ImageError
+from vitesse.predictors import load
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
+from vitesse.spec import to_mapping
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
+    from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.engines import Engine
     from vitesse.spec import PreprocessSpec
-
-Tensor3 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,69 @@ class Scores:
     top5: float
     images: int
     refused: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` measured: `Scores`, and which model, engine and precision they belong to."""
+
+    model: str
+    engine: str
+    precision: str
+    top1: float
+    top5: float
+    images: int
+    refused: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record."""
+        return to_mapping(self)
+
+
+def evaluate(
+    data: str | Path,
+    *,
+    model: str | Path | Artefact | None = None,
+    engine: str = "auto",
+    arch: str | None = None,
+    split: str | None = "test",
+    batch_size: int = 64,
+    limit: int | None = None,
+    threads: int | None = None,
+) -> Evaluation:
+    """Accuracy of an artefact, a checkpoint or a published model on labelled pictures.
+
+    Args:
+        data: anything `open_source` reads.
+        model, engine, arch, threads: see `vitesse.load`.
+        split: of `data`.
+        batch_size: pictures a run of the model.
+        limit: at most so many pictures, drawn by seed 0.
+
+    Raises:
+        DataError: the data cannot be read, or its classes are not the model's.
+        VitesseError: the model cannot be loaded, see `vitesse.load`.
+    """
+    source = take(open_source(data, split), limit)
+    predictor = load(model, engine=engine, arch=arch, threads=threads, batch_size=batch_size)
+    manifest = predictor.artefact.manifest
+    _check_classes(source, manifest.class_names)
+    fixed = predictor.artefact.input_shape[0]
+    scores = score(predictor.engine, source, manifest.preprocess, batch_size=fixed or batch_size)
+    return Evaluation(
+        model=manifest.model.name, engine=predictor.engine.name, precision=manifest.precision, **vars(scores)
+    )
+
+
+def _check_classes(source: Source, class_names: tuple[str, ...]) -> None:
+    """The same names at other indices would be scored as wrong without anyone noticing."""
+    theirs = source.class_names
+    if theirs != class_names and sorted(theirs) == sorted(class_names):
+        at = next(i for i, (a, b) in enumerate(zip(theirs, class_names, strict=True)) if a != b)
+        raise DataError(
+            f"the data has the model's classes in another order: class {at} is {theirs[at]!r} in the data, "
+            f"{class_names[at]!r} in the model"
+        )
 
 
 def score(
@@ -46,9 +112,13 @@ def score(
     hits = np.zeros(2, dtype=np.int64)
     images = 0
     batches = -(-len(source) // batch_size)
-    for logits_BK, labels_B in track(_scored(engine, source, preprocess, batch_size, workers), "evaluate", batches):
+    for logits_BK, labels_B in track(
+        _scored(engine, source, preprocess, batch_size, workers), "evaluate", batches
+    ):
         if labels_B.size and labels_B.max() >= logits_BK.shape[1]:
-            raise DataError(f"labels: the model has {logits_BK.shape[1]} classes, the data has label {labels_B.max()}")
+            raise DataError(
+                f"labels: the model has {logits_BK.shape[1]} classes, the data has label {labels_B.max()}"
+            )
         hits += [top_hits(logits_BK, labels_B, k) for k in (1, 5)]
         images += len(labels_B)
     if not images:
@@ -58,7 +128,7 @@ def score(
 
 
 def top_hits(logits_BK: NDArray[np.float32], labels_B: NDArray[np.int64], k: int) -> int:
-    """How many labels are among the k highest logits; classes that tie with the label do not count before it."""
+    """How many labels are among the k highest logits; a class that ties with the label does not beat it."""
     own_B1 = np.take_along_axis(logits_BK, labels_B[:, None], axis=1)
     return int(((logits_BK > own_B1).sum(axis=1) < k).sum())
 
@@ -68,7 +138,7 @@ def _scored(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Logits and labels of the readable pictures, batch by batch; the next batch is decoded meanwhile."""
 
-    def load(index: int) -> Tensor3 | None:
+    def load(index: int) -> NDArray[np.float32] | None:
         try:
             return load_tensor(source.read(index), preprocess)
         except (ImageError, OSError):
@@ -76,7 +146,7 @@ def _scored(
 
     with ThreadPoolExecutor(workers) as pool:
 
-        def start(first: int) -> list[Future[Tensor3 | None]]:
+        def start(first: int) -> list[Future[NDArray[np.float32] | None]]:
             return [pool.submit(load, i) for i in range(first, min(first + batch_size, len(source)))]
 
         decoding = start(0)

@@ -27,7 +27,10 @@ def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # rich would send what is printed to stdout meanwhile to its own console: only where both are the terminal
+    shared = sys.stdout.isatty()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as progress:
         yield from progress.track(items, total=total, description=description)
 
 

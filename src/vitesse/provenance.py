@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "vitesse", "numpy", "pillow", "onnxruntime", "openvino", "torch", "torchvision", "timm", "accelerate", "onnx",
-    "onnxscript", "onnxslim", "simplejpeg",
-)  # fmt: skip
+    *("vitesse", "numpy", "pillow", "simplejpeg", "onnxruntime", "openvino"),
+    *("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "onnxslim"),
+)
 
 
 def versions() -> dict[str, str]:
@@ -39,7 +39,17 @@ def cpu_model() -> str:
 
 def cpu_flags() -> tuple[str, ...]:
     """The vector instructions that inference engines look for, of those this processor has."""
-    wanted = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "sve"}
+    wanted = {
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "amx_int8",
+        "amx_bf16",
+        "asimd",
+        "asimddp",
+        "sve",
+    }
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

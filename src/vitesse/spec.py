@@ -36,7 +36,9 @@ def from_mapping(cls: type[T], raw: Mapping[str, Any]) -> T:
         if name not in raw and f.default is no_default and f.default_factory is no_default
     ]
     if missing:
-        raise ConfigError(f"{cls.__name__}: missing {', '.join(missing)}; given were {', '.join(raw) or 'none'}")
+        raise ConfigError(
+            f"{cls.__name__}: missing {', '.join(missing)}; given were {', '.join(raw) or 'none'}"
+        )
     return cls(**{key: _freeze(value) for key, value in raw.items()})
 
 
@@ -138,7 +140,9 @@ class PreprocessSpec:
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct: expected 0 < share <= 1, got {self.crop_pct}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ConfigError(f"mean and std: expected one positive std a mean, got {self.mean} and {self.std}")
+            raise ConfigError(
+                f"mean and std: expected one positive std a mean, got {self.mean} and {self.std}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +192,8 @@ class Manifest:
             )
         if self.preprocess.image_size != self.model.image_size:
             raise ConfigError(
-                f"manifest: the model takes {self.model.image_size}, preprocess makes {self.preprocess.image_size}"
+                f"manifest: the model takes {self.model.image_size} pixels, "
+                f"preprocess makes {self.preprocess.image_size}"
             )
         if len(self.preprocess.mean) != self.model.in_chans:
             raise ConfigError(

@@ -1,0 +1,1 @@
+"""Labelled pictures on disk, their augmentation and their batches."""

@@ -21,7 +21,7 @@ Transform = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented pictures uint8 (B, C, H, W), their positions in the source int64 (B,), and refused positions."""
+    """Augmented pictures uint8 (B, C, H, W), their source indices int64 (B,), and the refused indices."""
 
     images_BCHW: Tensor
     indices_B: Tensor
@@ -31,7 +31,7 @@ class Batch:
 class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
     """Pictures of a source, decoded and augmented; an unreadable one is None.
 
-    An item's key is (epoch, index): the random state is set from it, so that a worker's history never matters.
+    An item's key is (epoch, index): the random state is set from it, so a worker's history never matters.
     """
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
@@ -54,7 +54,7 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
 
 
 class ShuffledKeys(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that (seed, epoch) fixes, from any batch on, for one of `world` ranks.
+    """Batches of (epoch, index) in an order fixed by (seed, epoch), from any batch on, for one of `world` ranks.
 
     The last, incomplete batch of an epoch is left out; another epoch draws other pictures for it.
     """
@@ -93,7 +93,7 @@ def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: i
     """Batches decoded by `workers` processes (0: in this one)."""
     return DataLoader(
         pictures,  # type: ignore[arg-type]
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=keys,
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=False,

@@ -54,6 +54,7 @@ class FileSource:
         self.files = list(files)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
+        _check_labels(self)
         self.fingerprint = _digest([file.name for file in self.files], self.labels, self.class_names)
 
     def __len__(self) -> int:
@@ -75,7 +76,9 @@ class ParquetSource:
         try:
             tables = [parquet.read_table(shard, memory_map=True) for shard in shards]
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{shards[0].parent}: cannot read Parquet: {str(error).splitlines()[0]}") from error
+            raise DataError(
+                f"{shards[0].parent}: cannot read Parquet: {str(error).splitlines()[0]}"
+            ) from error
         for shard, table in zip(shards, tables, strict=True):
             _check_columns(shard, table.column_names)
         table = pyarrow.concat_tables(tables)
@@ -84,7 +87,10 @@ class ParquetSource:
         self._shards = [f"{s}[{row}]" for s, t in zip(shards, tables, strict=True) for row in range(len(t))]
         self.labels = table.column("label").to_numpy().astype(np.int64)
         self.class_names = _class_names(tables[0].schema.metadata or {}, self.labels)
-        self.fingerprint = _digest([f"{s.name}:{s.stat().st_size}" for s in shards], self.labels, self.class_names)
+        _check_labels(self)
+        self.fingerprint = _digest(
+            [f"{s.name}:{s.stat().st_size}" for s in shards], self.labels, self.class_names
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,10 +126,12 @@ def open_source(path: str | Path, split: str | None = None) -> Source:
     """The labelled pictures at `path`.
 
     Args:
-        path: a Parquet file; a folder of Parquet shards named after their split (`train-00000-of-00002.parquet`);
-            a folder with `labels.tsv` and `images/`; a folder of class folders, or of split folders of those.
-        split: `train` or `test`; `val`, `valid` and `validation` count as `test`. None takes everything there is,
-            or refuses where splits exist, so that a training set is never scored by accident.
+        path: a Parquet file; a folder of Parquet shards named after their split
+            (`train-00000-of-00002.parquet`); a folder with `labels.tsv` and `images/`; a folder of class
+            folders, or of split folders of those.
+        split: `train` or `test`; `val`, `valid` and `validation` count as `test`. None takes everything
+            there is, or refuses where there are several splits, so that training data is never scored by
+            accident.
 
     Raises:
         DataError: the path does not exist, its layout is not one of these, or it lacks the split.
@@ -140,10 +148,14 @@ def open_source(path: str | Path, split: str | None = None) -> Source:
         return ParquetSource(_of_split(root, shards, split))
     if (root / "labels.tsv").is_file():
         return _read_list(root)
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    folders = sorted(
+        folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
+    )
     if {folder.name for folder in folders} & {name for names in SPLIT_NAMES.values() for name in names}:
         (root,) = _of_split(root, folders, split)[:1]
-        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        folders = sorted(
+            folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
+        )
     return _read_class_folders(root, folders)
 
 
@@ -174,7 +186,9 @@ def _of_split(root: Path, entries: list[Path], split: str | None) -> list[Path]:
             raise DataError(f"{root}: holds the splits {', '.join(found)}; say which one (--split)")
         return entries
     for name in (split, *known.get(split, ())):
-        if chosen := [entry for entry in entries if entry.name.split("-")[0].removesuffix(".parquet") == name]:
+        if chosen := [
+            entry for entry in entries if entry.name.split("-")[0].removesuffix(".parquet") == name
+        ]:
             return chosen
     raise DataError(f"{root}: has no split {split!r}; found {', '.join(found)}")
 
@@ -195,11 +209,13 @@ def _read_class_folders(root: Path, folders: list[Path]) -> FileSource:
 
 
 def _read_list(root: Path) -> FileSource:
-    """`labels.tsv` with `index`, and `file` or `wnid` naming the picture in `images/`; `name` names the class."""
+    """`labels.tsv`: `index`, then `file` or `wnid` for the picture in `images/`; `name` is the class's."""
     with (root / "labels.tsv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     if not rows or "index" not in rows[0] or not {"file", "wnid"} & rows[0].keys():
-        raise DataError(f"{root / 'labels.tsv'}: expected columns index and file (or wnid), separated by tabs")
+        raise DataError(
+            f"{root / 'labels.tsv'}: expected columns index and file (or wnid), separated by tabs"
+        )
     try:
         labels = [int(row["index"]) for row in rows]
     except (TypeError, ValueError) as error:
@@ -209,9 +225,19 @@ def _read_list(root: Path) -> FileSource:
     return FileSource(files, labels, [names.get(label, str(label)) for label in range(max(labels) + 1)])
 
 
+def _check_labels(source: Source) -> None:
+    for index in np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))[
+        :1
+    ].tolist():
+        last = len(source.class_names) - 1
+        raise DataError(f"{source.name(index)}: expected a label of 0 to {last}, got {source.labels[index]}")
+
+
 def _check_columns(shard: Path, columns: list[str]) -> None:
     if missing := {"image", "label"} - set(columns):
-        raise DataError(f"{shard}: expected columns image and label, lacks {', '.join(sorted(missing))}; has {columns}")
+        raise DataError(
+            f"{shard}: expected columns image and label, lacks {', '.join(sorted(missing))}; has {columns}"
+        )
 
 
 def _class_names(metadata: dict[bytes, bytes], labels: NDArray[np.int64]) -> tuple[str, ...]:

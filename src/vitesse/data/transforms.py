@@ -35,12 +35,15 @@ def augment_pictures(
         ConfigError: the policy text is not one that timm reads.
     """
     steps: list[nn.Module] = [
-        v2.RandomResizedCrop(size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomResizedCrop(
+            size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+        ),
         v2.RandomHorizontalFlip(hflip),
     ]
     if rand_augment:
         steps.append(v2.Lambda(_rand_augment(rand_augment)))
-    return v2.Compose([*steps, v2.PILToTensor()])
+    transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
+    return transform
 
 
 def _rand_augment(policy: str) -> Callable[[Image], Image]:
@@ -59,6 +62,9 @@ class DeviceTransform(nn.Module):
     Pictures smaller than the model's input were augmented at their own size; they are enlarged here.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, preprocess: PreprocessSpec) -> None:
         super().__init__()
         self.size = preprocess.image_size
@@ -75,7 +81,7 @@ class DeviceTransform(nn.Module):
 def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform | None:
     """Mixup or CutMix, one of them at random a batch, on images (B, C, H, W) with target shares (B, K).
 
-    `mixup` and `cutmix` are the strengths (alpha) of each, 0 is off; `probability` is the share of mixed batches.
+    `mixup` and `cutmix` are the strengths (alpha), 0 is off; `probability` is the share of mixed batches.
     """
     kinds: list[v2.Transform] = []
     if mixup:

@@ -117,7 +117,7 @@ def _model_of(
     report = load_tensors(model, tensors, label)
     if report.resampled:
         raise WeightsError(
-            f"{label}: {report.resampled[0]}: these are not weights of {spec.name} at {spec.image_size} pixels: "
+            f"{label}: {report.resampled[0]}: not the weights of {spec.name} at {spec.image_size} pixels: "
             "convert them with the image size that they were trained for"
         )
     return model, report

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class TorchEngine:
-    """Runs a model as onnxruntime and openvino run an artefact; parity and accuracy compare all three alike."""
+    """Runs a model as the other engines run an artefact, so that all are compared alike."""
 
     name = "torch"
 

@@ -5,9 +5,10 @@ Shape suffixes: B pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.errors import EngineError, VitesseError, did_you_mean, require
+from vitesse.runtime import autoselect
 from vitesse.runtime.artefact import Artefact
 
 
@@ -112,7 +114,11 @@ def available_engines() -> tuple[str, ...]:
 
 
 def create_engine(artefact: Artefact, name: str = "auto", threads: int | None = None) -> Engine:
-    """The engine of this name, or with `auto` the fastest installed one (see `vitesse.runtime.select`).
+    """The engine of this name, or with `auto` the fastest of those installed.
+
+    `auto` with one engine installed takes it. With more it runs each on this artefact, keeps the one that
+    `vitesse.runtime.autoselect.fastest` names, and remembers it for this artefact, CPU, number of threads and
+    these engine versions. An engine that fails on the artefact is left out.
 
     Args:
         artefact: what to run.
@@ -126,9 +132,7 @@ def create_engine(artefact: Artefact, name: str = "auto", threads: int | None = 
     if threads is not None and threads < 1:
         raise EngineError(f"threads: expected at least 1, got {threads}")
     if name == "auto":
-        from vitesse.runtime.select import select_engine
-
-        return select_engine(artefact, threads)
+        return _fastest_engine(artefact, threads)
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; {did_you_mean(name, ['auto', *ENGINES])}")
     return ENGINES[name](artefact, threads)
@@ -137,3 +141,60 @@ def create_engine(artefact: Artefact, name: str = "auto", threads: int | None = 
 def usable_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fastest_engine(artefact: Artefact, threads: int | None) -> Engine:
+    names = available_engines()
+    if len(names) == 1:
+        return ENGINES[names[0]](artefact, threads)
+    memory = autoselect.Memory(names, artefact.sha256, threads or usable_cpus())
+    if (known := memory.recall()) is not None:
+        with contextlib.suppress(VitesseError):
+            return ENGINES[known](artefact, threads)
+    engines: dict[str, Engine] = {}
+    failures = []
+    for name in names:
+        try:
+            engines[name] = ENGINES[name](artefact, threads)
+            engines[name].run(autoselect.sample_batch(artefact, 1))
+        except VitesseError as error:
+            engines.pop(name, None)
+            failures.append(str(error))
+    if not engines:
+        raise EngineError("no installed engine runs this artefact: " + "; ".join(failures))
+    winner = autoselect.fastest({name: engine.run for name, engine in engines.items()}, artefact)
+    memory.remember(winner)
+    return engines[winner]
+
+
+@contextlib.contextmanager
+def _refusing(engine: str, what: str) -> Iterator[None]:
+    """Whatever the engine's library raises becomes an `EngineError` of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(f"{engine} {what}: {reason or type(error).__name__}") from error
+
+
+def _check_batch(batch_BCHW: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
+    got = batch_BCHW.shape
+    agrees = len(got) == len(shape) and all(
+        want in (None, side) for side, want in zip(got, shape, strict=True)
+    )
+    if batch_BCHW.dtype != np.float32 or not agrees or got[0] < 1:
+        sides = ", ".join("any" if side is None else str(side) for side in shape)
+        raise EngineError(f"expected a batch ({sides}) of float32, got {got} of {batch_BCHW.dtype}")
+
+
+def _checked(outputs: Sequence[NDArray[Any]], rows: int, engine: str) -> tuple[NDArray[Any], ...]:
+    for index, output in enumerate(outputs):
+        if len(output) != rows:
+            raise EngineError(f"{engine}: output {index} has {len(output)} rows for {rows} pictures")
+        if not np.isfinite(output).all():
+            bad = [row for row in range(rows) if not np.isfinite(output[row]).all()]
+            raise EngineError(
+                f"{engine}: output {index} holds NaN or infinity for {len(bad)} of {rows} pictures, "
+                f"first for picture {bad[0]} of the batch"
+            )
+    return tuple(outputs)

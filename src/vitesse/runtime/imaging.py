@@ -17,7 +17,16 @@ from vitesse.errors import ConfigError
 from vitesse.runtime.decode import DEFAULT_LIMITS, Decoded, ImageLimits, decode, in_mode, read_image, to_rgb
 from vitesse.spec import PreprocessSpec
 
-__all__ = ["DRAFT_GAP", "ImageLimits", "load_tensor", "preprocess", "read_image", "resized_size", "to_rgb"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "DRAFT_GAP",
+    "ImageLimits",
+    "load_tensor",
+    "preprocess",
+    "read_image",
+    "resized_size",
+    "to_rgb",
+]
 
 DRAFT_GAP = 2.0
 """A JPEG decoded small stays at least this many times larger than the resized picture (see `load_tensor`)."""

@@ -65,7 +65,9 @@ def load_state(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         progress, saved_run = Progress(**json.loads(metadata["progress"])), json.loads(metadata["run"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise TrainingError(f"{path}: cannot resume, the file is damaged ({error}); remove it to start anew") from error
+        raise TrainingError(
+            f"{path}: cannot resume, the file is damaged ({error}); remove it to start anew"
+        ) from error
     _check_same_run(path, saved_run, json.loads(json.dumps(run)))
     for name, module in modules.items():
         module.load_state_dict(_under(tensors, f"{name}."))
@@ -81,7 +83,9 @@ def _check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
         if flat_saved.get(key) != flat_now.get(key)
     ]
     if changed:
-        raise TrainingError(f"{path} is of another run ({'; '.join(changed)}); give another --out, or the same options")
+        raise TrainingError(
+            f"{path} is of another run ({'; '.join(changed)}); give another --out, or the same options"
+        )
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:

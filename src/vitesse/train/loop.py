@@ -86,20 +86,31 @@ def _splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
         train_source, val_source = open_source(data, "train"), open_source(data, "test")
     except DataError:
         train_source, val_source = hold_out(open_source(data), HELD_OUT_SHARE, recipe.seed)
-    if train_source is val_source or train_source.fingerprint == val_source.fingerprint:
+    if train_source.fingerprint == val_source.fingerprint:
         train_source, val_source = hold_out(train_source, HELD_OUT_SHARE, recipe.seed)
-    return take(train_source, recipe.limit_train, recipe.seed), take(val_source, recipe.limit_val, recipe.seed)
+    if train_source.class_names != val_source.class_names:
+        differ = sorted(set(train_source.class_names) ^ set(val_source.class_names))
+        raise DataError(
+            f"{data}: the train and test splits hold different classes, such as {', '.join(differ[:3])}"
+        )
+    return take(train_source, recipe.limit_train, recipe.seed), take(
+        val_source, recipe.limit_val, recipe.seed
+    )
 
 
 class Trainer:
     """One run: builds everything from the recipe, then `fit`."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, train_source: Source, val_source: Source, out: Path) -> None:
+    def __init__(
+        self, spec: ModelSpec, recipe: Recipe, train_source: Source, val_source: Source, out: Path
+    ) -> None:
         self.recipe, self.out = recipe, out
         out.mkdir(parents=True, exist_ok=True)
         self.train_source, self.val_source = train_source, val_source
         self.spec = spec
-        self.preprocess = PreprocessSpec(image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct)
+        self.preprocess = PreprocessSpec(
+            image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct
+        )
         self.accelerator = Accelerator(mixed_precision=_precision(recipe))
         self.device = self.accelerator.device
         self.refused: set[int] = set()
@@ -110,7 +121,7 @@ class Trainer:
         if recipe.init:
             load_weights(model, Path(recipe.init), head="new")
         if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.ema = self._averaged()
@@ -138,7 +149,9 @@ class Trainer:
         if refused:
             say(f"{len(refused)} pictures could not be read, the first is {refused[0]}")
         return TrainResult(
-            scores=scores or self._evaluate(), checkpoint=self._checkpoint("last") / "model.safetensors", refused=refused
+            scores=scores or self._evaluate(),
+            checkpoint=self._checkpoint("last") / "model.safetensors",
+            refused=refused,
         )
 
     def _train_epoch(self, epoch: int, first_batch: int) -> float:
@@ -173,7 +186,7 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
-                f"loss is {value} at step {step}; the last checkpoint is whole: lower lr, or set precision=fp32"
+                f"loss is {value} at step {step}; the last checkpoint is good: lower lr or set precision=fp32"
             )
         self.accelerator.backward(loss)
         if self.recipe.clip_grad:
@@ -219,11 +232,17 @@ class Trainer:
         )
         pictures = AugmentedPictures(self.train_source, transform, recipe.seed)
         self.keys = ShuffledKeys(
-            len(pictures), recipe.batch_size, recipe.seed, accelerator.process_index, accelerator.num_processes
+            len(pictures),
+            recipe.batch_size,
+            recipe.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         self.steps_per_epoch = len(self.keys)
         if not self.steps_per_epoch:
-            raise DataError(f"expected at least {recipe.batch_size} training pictures (batch_size), got {len(pictures)}")
+            raise DataError(
+                f"expected at least {recipe.batch_size} training pictures (batch_size), got {len(pictures)}"
+            )
         self.batches = training_batches(pictures, self.keys, recipe.workers)
 
     def _averaged(self) -> Any:
@@ -238,7 +257,9 @@ class Trainer:
 
     def _weights(self) -> nn.Module:
         """The module whose weights are evaluated and saved: the moving average, where there is one."""
-        weights: nn.Module = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        weights: nn.Module = (
+            self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        )
         return weights
 
     def _resume(self) -> None:
@@ -258,7 +279,11 @@ class Trainer:
             "class_names": list(self.train_source.class_names),
             "preprocess": to_mapping(self.preprocess),
             "provenance": provenance()
-            | {"recipe": recipe_values(self.recipe), "data": self.train_source.fingerprint, **asdict(self.progress)},
+            | {
+                "recipe": recipe_values(self.recipe),
+                "data": self.train_source.fingerprint,
+                **asdict(self.progress),
+            },
         }
         for name in ("last", "best") if best else ("last",):
             self._checkpoint(name).mkdir(parents=True, exist_ok=True)
@@ -275,7 +300,8 @@ class Trainer:
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
-        say(f"epoch {epoch + 1}/{self.recipe.epochs}: loss {loss:.3f}{accuracy}, {self.progress.seconds:.0f} s")
+        done = f"epoch {epoch + 1}/{self.recipe.epochs}, {self.progress.seconds:.0f} s"
+        say(f"{done}: loss {loss:.3f}{accuracy}")
 
     def _modules(self) -> dict[str, nn.Module]:
         modules = {"model": self.accelerator.unwrap_model(self.model)}
@@ -292,7 +318,9 @@ class Trainer:
 
 
 def _precision(recipe: Recipe) -> str:
-    chosen = ("bf16" if torch.cuda.is_available() else "fp32") if recipe.precision == "auto" else recipe.precision
+    chosen = (
+        ("bf16" if torch.cuda.is_available() else "fp32") if recipe.precision == "auto" else recipe.precision
+    )
     return "no" if chosen == "fp32" else chosen
 
 

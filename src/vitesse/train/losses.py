@@ -38,9 +38,7 @@ def distillation_loss(
     return F.kl_div(student_BK, target_BK, reduction="batchmean", log_target=True) * temperature**2
 
 
-def teacher_shares(
-    logits_BK: Tensor, kind: Literal["soft", "hard"], temperature: float
-) -> Tensor:
+def teacher_shares(logits_BK: Tensor, kind: Literal["soft", "hard"], temperature: float) -> Tensor:
     """A teacher's logits as target shares (B, K), to be mixed with labels once and for all."""
     if kind == "hard":
         return F.one_hot(logits_BK.argmax(-1), logits_BK.shape[-1]).float()

@@ -101,7 +101,9 @@ class Recipe:
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes in the package."""
     folder = resources.files("vitesse.train") / "recipes"
-    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+    return tuple(
+        sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    )
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
@@ -130,7 +132,9 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if str(name) not in shipped_recipes():
-            raise ConfigError(f"no recipe is named {str(name)!r}; {did_you_mean(str(name), shipped_recipes())}")
+            raise ConfigError(
+                f"no recipe is named {str(name)!r}; {did_you_mean(str(name), shipped_recipes())}"
+            )
         text = (resources.files("vitesse.train") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         try:
@@ -186,7 +190,12 @@ def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
     except (TypeError, ValueError):
         number = None
     whole = kind is float or (number is not None and str(number) == str(value))
-    _expect(number is not None and whole and not isinstance(value, bool), key, f"a number ({kind.__name__})", value)
+    _expect(
+        number is not None and whole and not isinstance(value, bool),
+        key,
+        f"a number ({kind.__name__})",
+        value,
+    )
     assert number is not None
     return number
 
@@ -199,5 +208,6 @@ def _expect(holds: bool, key: str, expected: str, got: Any) -> None:
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON values."""
     return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(recipe).items()
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(recipe).items()
     }

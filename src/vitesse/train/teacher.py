@@ -58,7 +58,9 @@ def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
     if recipe.teacher.endswith(".safetensors"):
         model, _ = load_checkpoint(Path(recipe.teacher))
         if model.spec.num_classes != num_classes:
-            raise ConfigError(f"teacher {recipe.teacher}: has {model.spec.num_classes} classes, expected {num_classes}")
+            raise ConfigError(
+                f"teacher {recipe.teacher}: has {model.spec.num_classes} classes, expected {num_classes}"
+            )
         return Teacher(model, model.spec.image_size)
     if not recipe.teacher_weights:
         raise ConfigError(f"teacher {recipe.teacher}: expected teacher_weights=FILE.safetensors beside it")
@@ -68,7 +70,9 @@ def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
     return Teacher(model, spec.image_size)
 
 
-def cached_logits(teacher: Teacher, source: Source, preprocess: PreprocessSpec, path: Path, workers: int) -> Tensor:
+def cached_logits(
+    teacher: Teacher, source: Source, preprocess: PreprocessSpec, path: Path, workers: int
+) -> Tensor:
     """A teacher's logits (N, K) for every picture of a source, mean of the plain and the mirrored view.
 
     They are kept in `path` and read from there when the run is resumed. An unreadable picture gets zeros.
@@ -76,7 +80,8 @@ def cached_logits(teacher: Teacher, source: Source, preprocess: PreprocessSpec, 
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("source") == source.fingerprint:
-                return file.get_tensor("logits_NK").float()
+                cached_NK: Tensor = file.get_tensor("logits_NK")
+                return cached_NK
 
     def load(index: int) -> Tensor:
         try:

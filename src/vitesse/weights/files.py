@@ -93,8 +93,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: expected a whole safetensors file, these {path.stat().st_size} bytes are none ({error}); "
-            "get it again"
+            f"{path}: expected a whole safetensors file, these {path.stat().st_size} bytes are none "
+            f"({error}); get it again"
         ) from error
 
 

@@ -1,0 +1,52 @@
+"""`vitesse evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitesse.cli.options import AnyEngine, Arch, EngineOption, Json, Model, Threads
+
+
+def run(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Class folders, Parquet, or labels.tsv with images/.")
+    ],
+    model: Model = None,
+    arch: Arch = None,
+    engine: Annotated[AnyEngine, EngineOption] = "auto",
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Which part of the data.")] = "test",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Pictures a run of the model.")
+    ] = 64,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Score so many, drawn by seed 0.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> int:
+    """Measure top-1 and top-5 accuracy on labelled pictures.
+
+    \b
+    Examples:
+      vitesse evaluate photos/ --model mine.onnx
+      vitesse evaluate photos/ --model runs/mine/checkpoints/best/model.safetensors --split val
+      vitesse evaluate cifar100/ --engine openvino --json
+      vitesse evaluate imagenet/ --model efficientvit_m5 --engine torch
+    """
+    from vitesse.cli.show import show_evaluation
+    from vitesse.evaluate import evaluate
+
+    result = evaluate(
+        data,
+        model=model,
+        arch=arch,
+        engine=engine,
+        split=split,
+        batch_size=batch_size,
+        limit=limit,
+        threads=threads,
+    )
+    return show_evaluation(result, as_json=as_json)

@@ -1,0 +1,62 @@
+"""`vitesse predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitesse.cli.options import Arch, EngineOption, Json, Model, RuntimeEngine, Threads
+
+
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Files, folders, globs, '-' (stdin: one picture, or paths line by line), sample:rocket.",
+        ),
+    ],
+    model: Model = None,
+    arch: Arch = None,
+    engine: Annotated[RuntimeEngine, EngineOption] = "auto",
+    top_k: Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Labels a picture.")] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Pictures a run of the model.")
+    ] = 8,
+    threads: Threads = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="DIR", help="Write the pictures with their labels drawn on."),
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, metavar="N", help="Largest picture to decode.")
+    ] = 40_000_000,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", min=1, metavar="N", help="Largest file to read.")
+    ] = 20 * 2**20,
+    as_json: Json = False,
+) -> int:
+    """Classify pictures.
+
+    A picture that cannot be read gets a record with the reason; the others go on, and the exit code is 3.
+
+    \b
+    Examples:
+      vitesse predict photo.jpg
+      vitesse predict holiday/ --json > labels.jsonl
+      vitesse predict sample:rocket sample:coffee --save out
+      find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
+    """
+    from vitesse.cli.show import show_records
+    from vitesse.inputs import expand
+    from vitesse.predictors import load
+    from vitesse.runtime.decode import ImageLimits
+
+    limits = ImageLimits(max_pixels=max_pixels, max_bytes=max_bytes)
+    pictures = expand(sources, limits)
+    predictor = load(
+        model, arch=arch, engine=engine, threads=threads, top_k=top_k, batch_size=batch_size, limits=limits
+    )
+    return show_records(pictures, predictor.stream(pictures), as_json=as_json, save=save, limits=limits)

@@ -1,0 +1,228 @@
+"""What the verbs print: lines for people, or with `as_json` one JSON object a line. Gives the exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitesse.progress import say, track
+
+if TYPE_CHECKING:
+    from vitesse.evaluate import Evaluation
+    from vitesse.inputs import Picture
+    from vitesse.results import Classification
+    from vitesse.runtime.decode import ImageLimits
+
+BAR_FROM = 50
+"""A progress bar is worth its import from so many pictures on."""
+
+BAR_WIDTH = 20
+DONE, FAILED, SOME_REFUSED = 0, 1, 3
+
+
+def print_json(record: Any) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(record))
+
+
+def show_records(
+    pictures: Sequence[Picture],
+    records: Iterator[Classification],
+    *,
+    as_json: bool,
+    save: Path | None,
+    limits: ImageLimits,
+) -> int:
+    """Every record as it comes; with `save`, the picture with its labels too."""
+    gallery = _gallery(save)
+    refused = 0
+    shown = track(records, "predict", len(pictures)) if len(pictures) >= BAR_FROM else records
+    for picture, record in zip(pictures, shown, strict=True):
+        if as_json:
+            print_json(record.to_dict())
+        else:
+            print("\n".join(_describe(record)))
+        refused += record.error is not None
+        if gallery is not None and record.error is None:
+            from vitesse.runtime.decode import read_image
+
+            gallery.add(read_image(picture[1] if isinstance(picture, tuple) else picture, limits), record)
+    where = f", saved in {save}" if save is not None else ""
+    done = len(pictures) - refused
+    say(f"{done} {'picture' if done == 1 else 'pictures'} classified, {refused} refused{where}")
+    return SOME_REFUSED if refused else DONE
+
+
+def _gallery(save: Path | None) -> Any:
+    if save is None:
+        return None
+    from vitesse.runtime.drawing import Gallery
+
+    return Gallery(save)
+
+
+def _describe(record: Classification) -> list[str]:
+    if record.error is not None:
+        return [f"{record.source}: refused: {record.error}"]
+    block = "█" if _can_print("█") else "#"
+    width = max(len(p.label) for p in record.predictions)
+    lines = [
+        f"  {p.label:<{width}}  {p.score:6.1%}  {block * round(p.score * BAR_WIDTH)}".rstrip()
+        for p in record.predictions
+    ]
+    return [record.source, *lines]
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show_training(result: Any, model: str, *, as_json: bool) -> int:
+    """Where the weights are and how good they are."""
+    scores, checkpoint = result.scores, result.checkpoint
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "checkpoint": str(checkpoint),
+                **vars(scores),
+                "unreadable": list(result.refused),
+            }
+        )
+    else:
+        print(f"top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%} on {scores.images} pictures: {checkpoint}")
+    return SOME_REFUSED if result.refused or scores.refused else DONE
+
+
+def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
+    """The scores."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        refused = f", {result.refused} refused" if result.refused else ""
+        print(
+            f"{result.model} ({result.precision}, {result.engine}): top-1 {result.top1:.2%}, "
+            f"top-5 {result.top5:.2%} on {result.images} pictures{refused}"
+        )
+    return SOME_REFUSED if result.refused else DONE
+
+
+def show_export(report: Any, *, as_json: bool) -> int:
+    """The artefact's path, parity and accuracy."""
+    artefact, parity, accuracy = report.artefact, dict(report.parity), report.accuracy
+    if as_json:
+        record = {"out": str(artefact.path), "bytes": len(artefact.data), "sha256": artefact.sha256}
+        print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy)})
+        return DONE
+    images = parity.pop("images", None)
+    engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
+    print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
+    print(f"  largest difference of logits from torch on {images} images: {engines}")
+    if accuracy:
+        print(
+            f"  top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on {accuracy['images']} pictures"
+        )
+    return DONE
+
+
+def show_conversion(report: Any, out: Path, *, as_json: bool) -> int:
+    """What became of the weights."""
+    if as_json:
+        record = {"out": str(out), "naming": report.naming, "loaded": len(report.loaded)}
+        print_json({**record, "renamed": len(report.renamed), "skipped": list(report.skipped)})
+    else:
+        print(f"{out}: {report.explain()}")
+    return DONE
+
+
+def show_models(pattern: str, *, as_json: bool) -> int:
+    """The catalogue, and which model the bundled artefact is of."""
+    from fnmatch import fnmatchcase
+
+    from vitesse.catalogue import models
+
+    found = [facts for facts in models() if fnmatchcase(facts.name, pattern)]
+    if not found:
+        say(f"no model matches {pattern!r}; run `vitesse models` for all")
+        return FAILED
+    bundled = _bundled_card()
+    if as_json:
+        for facts in found:
+            print_json(_model_record(facts, bundled))
+        return DONE
+    _print_table(("name", "family", "params M", "MACs M", "image", "top-1"), map(_model_row, found))
+    print("top-1: ImageNet-1k validation, as published by the authors")
+    if bundled is not None:
+        print(f"bundled: {_card_line(bundled)}")
+    return DONE
+
+
+def _model_row(facts: Any) -> tuple[str, ...]:
+    size = "x".join(map(str, facts.image_size))
+    params, macs = f"{facts.params / 1e6:.1f}", f"{facts.macs / 1e6:.0f}"
+    return facts.name, facts.family, params, macs, size, f"{facts.top1:.1%}"
+
+
+def _model_record(facts: Any, bundled: dict[str, Any] | None) -> dict[str, Any]:
+    from vitesse.spec import to_mapping
+
+    return {**to_mapping(facts), "bundled": bundled if bundled and bundled["model"] == facts.name else None}
+
+
+def _bundled_card() -> dict[str, Any] | None:
+    from vitesse.doctor import bundled_card
+
+    card = bundled_card()
+    return None if "error" in card else card
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns aligned: the first two to the left, numbers to the right."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = [
+            f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
+    """The report; it failed where no engine or no artefact works."""
+    if as_json:
+        print_json(report)
+        return DONE if report["ok"] else FAILED
+    cpu, bundled = report["cpu"], report["bundled"]
+    print("versions   " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    flags = " ".join(cpu["flags"]) or "no vector instructions seen"
+    print(f"processor  {cpu['model']}, {cpu['threads']} threads, {flags}")
+    print(f"cache      {report['cache']}")
+    print(f"bundled    {bundled.get('error') or _card_line(bundled)}")
+    for name, engine in report["engines"].items():
+        print(f"engine     {name}: {_engine_line(engine)}")
+    for name, extra in report["extras"].items():
+        lacking = f"missing {', '.join(extra['missing'])}: {extra['install']}"
+        print(f"extra      {name}: {'installed' if extra['installed'] else lacking}")
+    print("result     " + ("inference works" if report["ok"] else "inference does not work here"))
+    return DONE if report["ok"] else FAILED
+
+
+def _card_line(card: dict[str, Any]) -> str:
+    accuracy = card["accuracy"]
+    scored = f", top-1 {accuracy['top1']:.1%} on {accuracy['images']} pictures" if accuracy else ""
+    size, data = "x".join(map(str, card["image_size"])), card["trained_on"] or "unnamed data"
+    return f"{card['file']}: {card['model']} at {size}, {card['precision']}, {card['classes']} classes of {data}{scored}"
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    if engine["ok"]:
+        return f"works, {engine['ms']} ms for one picture, first run"
+    return engine.get("error", "broken") if engine["installed"] else "not installed"

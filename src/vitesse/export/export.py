@@ -1,0 +1,129 @@
+"""From a checkpoint to an artefact: fold, write, prove parity, record accuracy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.data.sources import open_source
+from vitesse.errors import ConfigError, DataError, ExportError, ImageError
+from vitesse.evaluate import score
+from vitesse.export.fold import fold
+from vitesse.export.onnx import to_onnx, write_artefact
+from vitesse.export.verify import parity
+from vitesse.models import Backbone
+from vitesse.predictors import load_torch
+from vitesse.provenance import versions
+from vitesse.runtime.artefact import Artefact, read_artefact
+from vitesse.runtime.engines import create_engine
+from vitesse.runtime.imaging import load_tensor
+from vitesse.spec import PreprocessSpec
+
+if TYPE_CHECKING:
+    from vitesse.data.sources import Source
+
+PARITY_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """The artefact that was written, and how it compares with the torch model."""
+
+    artefact: Artefact
+    parity: Mapping[str, float]
+    accuracy: Mapping[str, Any] | None
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "test",
+    arch: str | None = None,
+    trained_on: str = "",
+    licence: str = "",
+) -> ExportReport:
+    """Write a checkpoint, or a pretrained model by name, as an fp32 artefact.
+
+    Args:
+        model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
+        out: the `.onnx` file; an existing one is replaced only when the new one is proven.
+        data: labelled pictures, as `open_source` reads them. Parity is proven on the first of them, and the
+            accuracy of the written file is measured on all of them. Without it parity is proven on noise
+            and the manifest holds no accuracy.
+        split: of `data`.
+        arch: the architecture of a checkpoint whose header does not name it.
+        trained_on, licence: for the manifest.
+
+    Raises:
+        ExportError: the model cannot be folded or traced, or the file disagrees with it.
+        WeightsError, DataError, MissingExtraError: see their messages.
+    """
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise ConfigError(f"--out: expected a file ending in .onnx, got {out}")
+    module, found_manifest = load_torch(model, arch)
+    manifest = replace(found_manifest, trained_on=trained_on, licence=licence, tools=versions())
+    spec = manifest.model
+    source = open_source(data, split) if data is not None else None
+    proto = to_onnx(fold(module) if isinstance(module, Backbone) else module, spec)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / out.name
+        write_artefact(proto, manifest, draft)
+        artefact = read_artefact(draft)
+        images_BCHW = (
+            _real_images(source, manifest.preprocess) if source is not None else _noise(manifest.preprocess)
+        )
+        found = {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
+        accuracy = (
+            _accuracy(artefact, source, Path(data), split)
+            if source is not None and data is not None
+            else None
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_artefact(proto, replace(manifest, parity=found, accuracy=accuracy), out)
+    return ExportReport(artefact=read_artefact(out), parity=found, accuracy=accuracy)
+
+
+def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:
+    """The first readable pictures of a source, preprocessed: (B, C, H, W)."""
+    tensors: list[NDArray[np.float32]] = []
+    for index in range(len(source)):
+        if len(tensors) == PARITY_IMAGES:
+            break
+        try:
+            tensors.append(load_tensor(source.read(index), preprocess))
+        except (ImageError, OSError):
+            continue
+    if not tensors:
+        raise DataError("no picture could be read, so parity cannot be proven")
+    return np.stack(tensors)
+
+
+def _noise(preprocess: PreprocessSpec) -> NDArray[np.float32]:
+    shape = (PARITY_IMAGES, len(preprocess.mean), *preprocess.image_size)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def _accuracy(artefact: Artefact, source: Source, data: Path, split: str) -> Mapping[str, Any]:
+    if len(source.class_names) > artefact.manifest.model.num_classes:
+        raise ExportError(
+            f"{data}: has {len(source.class_names)} classes, the model has "
+            f"{artefact.manifest.model.num_classes}; give the data that it was trained on"
+        )
+    scores = score(create_engine(artefact, "onnxruntime"), source, artefact.manifest.preprocess)
+    return {
+        "dataset": data.name,
+        "split": split,
+        "engine": "onnxruntime",
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "images": scores.images,
+    }

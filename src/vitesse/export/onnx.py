@@ -1,0 +1,80 @@
+"""A folded model as one ONNX file that carries its manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vitesse.errors import ExportError, require
+from vitesse.files import write_atomically
+from vitesse.runtime.artefact import METADATA_KEY
+
+if TYPE_CHECKING:
+    from vitesse.spec import Manifest, ModelSpec
+
+OPSET = 18
+INPUT, OUTPUT = "images", "logits"
+
+
+def to_onnx(model: nn.Module, spec: ModelSpec) -> Any:
+    """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32 to `logits` (batch, K), any batch.
+
+    Raises:
+        ExportError: torch cannot trace the model.
+        MissingExtraError: the extra `export` is not installed.
+    """
+    require("onnxscript", "export")
+    slim = require("onnxslim", "export").slim
+    images_BCHW = torch.zeros(2, spec.in_chans, *spec.image_size)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model.eval(),
+                (images_BCHW,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                verbose=False,
+            )
+            assert program is not None
+            return slim(program.model_proto)
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ExportError(
+            f"{spec.name}: torch cannot export it to ONNX: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def write_artefact(proto: Any, manifest: Manifest, path: Path) -> None:
+    """Put the manifest into the model's metadata and write the file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; an existing one stays.
+    """
+    del proto.metadata_props[:]
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(manifest.to_dict(), sort_keys=True)
+    write_atomically(path, proto.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' progress lines and deprecation warnings are not the user's business."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,43 @@
+"""Proof that an artefact computes what its torch model computes.
+
+Shape suffixes: B images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from vitesse.errors import ExportError
+from vitesse.models.engine import TorchEngine
+from vitesse.runtime.engines import available_engines, create_engine
+
+if TYPE_CHECKING:
+    from vitesse.runtime.artefact import Artefact
+
+TOLERANCE = 1e-4
+"""Largest |difference| of fp32 logits, for logits up to 1; larger logits may differ in proportion."""
+
+
+def parity(artefact: Artefact, model: nn.Module, images_BCHW: NDArray[np.float32]) -> Mapping[str, float]:
+    """Largest |difference| of logits between a torch model and the artefact, by installed engine.
+
+    Raises:
+        ExportError: an engine's logits differ by more than `TOLERANCE`, or its first choice differs.
+    """
+    (expected_BK,) = TorchEngine(model).run(images_BCHW)
+    limit = TOLERANCE * max(1.0, float(np.abs(expected_BK).max()))
+    found = {}
+    for name in available_engines():
+        (logits_BK, *_) = create_engine(artefact, name).run(images_BCHW)
+        found[name] = float(np.abs(logits_BK - expected_BK).max())
+        if not found[name] <= limit:
+            raise ExportError(
+                f"{artefact.path}: on {name} the logits differ from torch by {found[name]:.2e}, "
+                f"expected at most {limit:.2e}; nothing was written"
+            )
+    return found

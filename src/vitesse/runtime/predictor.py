@@ -1,0 +1,208 @@
+"""Photos in, labels out: decoding and inference overlap, memory is bounded, order is kept.
+
+Shape suffixes: B pictures, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitesse.errors import ConfigError, ImageError, VitesseError
+from vitesse.results import Classification, Prediction
+from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
+from vitesse.runtime.engines import Engine, create_engine, usable_cpus
+from vitesse.runtime.imaging import DEFAULT_LIMITS, ImageLimits, load_tensor, preprocess, to_rgb
+from vitesse.runtime.postprocess import top_k
+
+Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[np.uint8]
+"""A path, the bytes of a file (with or without a name), an opened picture, or RGB (H, W, 3) uint8."""
+
+Loaded = NDArray[np.float32] | str
+"""What came of a source: its tensor (C, H, W), or why there is none."""
+
+
+class Predictor:
+    """Classifies pictures with one artefact.
+
+    Attributes:
+        artefact: the model.
+        engine: what runs it.
+
+    Raises:
+        ArtefactError: the artefact cannot be used.
+        EngineError, MissingExtraError: the engine cannot be had, or refuses the model.
+        ConfigError: a number below 1.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Artefact | None = None,
+        *,
+        engine: str | Engine = "auto",
+        threads: int | None = None,
+        batch_size: int = 8,
+        top_k: int = 5,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        workers: int | None = None,
+    ) -> None:
+        """
+        Args:
+            model: path of an artefact, one already read, or None for the one that ships in the package.
+            engine: `auto`, `onnxruntime` or `openvino`, or an engine of your own that runs this model.
+            threads: of the engine; the CPUs that this process may use by default.
+            batch_size: pictures a run of the engine; 1 for an artefact whose batch is fixed to 1.
+            top_k: predictions a picture.
+            limits: the largest picture to decode.
+            workers: threads that decode; as many as CPUs by default, at most 8.
+        """
+        workers = min(8, usable_cpus()) if workers is None else workers
+        for name, value in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
+            if value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if not isinstance(model, Artefact):
+            model = read_artefact(bundled_artefact() if model is None else model)
+        self.artefact = model
+        self.engine = create_engine(model, engine, threads) if isinstance(engine, str) else engine
+        self._batch_size = batch_size if model.input_shape[0] is None else 1
+        self._top_k, self._limits, self._workers = top_k, limits, workers
+
+    def predict(self, sources: Iterable[Source]) -> list[Classification]:
+        """One record for each source, in their order; see `stream`."""
+        return list(self.stream(sources))
+
+    def stream(self, sources: Iterable[Source]) -> Iterator[Classification]:
+        """Classify sources as they come, however many.
+
+        Every source gives one record, in order; what cannot be decoded, or makes the engine fail, gives one
+        with `error` set and does not affect others. Sources are read at most two batches ahead. Closing
+        the iterator early stops the decoding. An unnamed source is called `input N`, counted from 0.
+
+        Raises:
+            ConfigError: `sources` is one picture and not a collection of them.
+            Exception: whatever iterating over `sources` raises, after the records of all sources before it.
+        """
+        if isinstance(sources, str | bytes | Path | Image.Image | np.ndarray):
+            raise ConfigError(
+                f"expected a collection of pictures, got one {type(sources).__name__}: put it in a list"
+            )
+        return self._stream(iter(sources))
+
+    def _stream(self, sources: Iterator[Source]) -> Iterator[Classification]:
+        pool = ThreadPoolExecutor(self._workers, "vitesse-decode")
+        feed = _Feed(sources, lambda source: pool.submit(self._load, source))
+        try:
+            while True:
+                feed.fill(2 * self._batch_size)
+                names, loaded = feed.take(self._batch_size)
+                if not names:
+                    break
+                feed.fill(2 * self._batch_size)  # keeps the workers busy while the engine runs
+                yield from self._classify(names, loaded)
+            if feed.failure is not None:
+                raise feed.failure
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _load(self, source: Source) -> Loaded:
+        spec = self.artefact.manifest.preprocess
+        try:
+            if isinstance(source, Image.Image | np.ndarray):
+                return preprocess(to_rgb(source, self._limits), spec)
+            if isinstance(source, tuple):
+                source = source[1]
+            if not isinstance(source, str | Path | bytes):
+                raise ImageError(
+                    f"expected a path, bytes, a picture or an array, got {type(source).__name__}"
+                )
+            return load_tensor(Path(source) if isinstance(source, str) else source, spec, self._limits)
+        except Exception as error:
+            return _one_line(error)
+
+    def _classify(self, names: list[str], loaded: list[Loaded]) -> Iterator[Classification]:
+        tensors = [x_CHW for x_CHW in loaded if not isinstance(x_CHW, str)]
+        outcomes = iter(self._infer(tensors))
+        for name, item in zip(names, loaded, strict=True):
+            outcome = item if isinstance(item, str) else next(outcomes)
+            model = self.artefact.manifest.model.name
+            if isinstance(outcome, str):
+                yield Classification(source=name, model=model, error=outcome)
+            else:
+                yield Classification(source=name, model=model, predictions=outcome)
+
+    def _infer(self, tensors: list[NDArray[np.float32]]) -> list[tuple[Prediction, ...] | str]:
+        """Predictions or an error for each tensor. A batch that fails is run again one by one, so that one
+        picture cannot spoil the others."""
+        if not tensors:
+            return []
+        try:
+            logits_BK = self.engine.run(np.stack(tensors))[0]
+            return list(top_k(logits_BK, self.artefact.manifest.class_names, self._top_k))
+        except Exception as error:
+            if len(tensors) == 1:
+                return [_one_line(error)]
+            return [self._infer([x_CHW])[0] for x_CHW in tensors]
+
+
+class _Feed:
+    """Sources on their way through the decoders, in order."""
+
+    def __init__(self, sources: Iterator[Source], submit: Callable[[Source], Future[Loaded]]) -> None:
+        self._sources, self._submit = sources, submit
+        self._pending: deque[tuple[str, Future[Loaded]]] = deque()
+        self._count = 0
+        self._ended = False
+        self.failure: Exception | None = None
+
+    def fill(self, ahead: int) -> None:
+        """Send sources to the decoders until `ahead` are under way."""
+        while len(self._pending) < ahead and not self._ended:
+            try:
+                source = next(self._sources)
+            except StopIteration:
+                self._ended = True
+            except Exception as error:
+                self._ended, self.failure = True, error
+            else:
+                self._pending.append((_name(source, self._count), self._submit(source)))
+                self._count += 1
+
+    def take(self, count: int) -> tuple[list[str], list[Loaded]]:
+        """The next `count` sources, fewer at the end: names, and what came of them."""
+        taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
+        return [name for name, _ in taken], [future.result() for _, future in taken]
+
+
+def load(model: str | Path | Artefact | None = None, **options: Any) -> Predictor:
+    """A `Predictor` for an artefact: `vitesse.load("model.onnx").predict(["a.jpg"])`.
+
+    Args:
+        model: path of an artefact, one already read, or None for the one that ships in the package.
+        options: the keyword arguments of `Predictor`.
+
+    Raises:
+        ArtefactError, EngineError, MissingExtraError, ConfigError: see `Predictor`.
+    """
+    return Predictor(model, **options)
+
+
+def _name(source: Source, index: int) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, tuple):
+        return str(source[0])
+    named = getattr(source, "filename", None)
+    return os.fspath(named) if named else f"input {index}"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, VitesseError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,151 @@
+"""Fixtures that several rooms share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from vitesse.runtime.artefact import METADATA_KEY, Artefact, read_artefact
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
+
+REPOSITORY = Path(__file__).parents[1]
+TINY_CLASSES = tuple(f"class {index}" for index in range(10))
+TINY_SIZE = (24, 32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what tests remember between runs out of the user's cache."""
+    monkeypatch.setenv("VITESSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real data of design §10: `VITESSE_DATA`, or `../shared/data` beside the repository."""
+    folder = Path(os.environ.get("VITESSE_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set VITESSE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vitesse_data(data_dir: Path) -> Path:
+    """The same folder under the name of its variable."""
+    return data_dir
+
+
+def _manifest(**changes: Any) -> Manifest:
+    spec = PreprocessSpec(image_size=TINY_SIZE, crop_pct=0.9)
+    model = ModelSpec(name="tiny", image_size=TINY_SIZE, num_classes=len(TINY_CLASSES))
+    return dataclasses.replace(Manifest(model=model, class_names=TINY_CLASSES, preprocess=spec), **changes)
+
+
+def tiny_weights() -> tuple[np.ndarray, np.ndarray]:
+    """Weight (10, 3) and bias (10,) of the tiny classifier, float32."""
+    generator = np.random.default_rng(7)
+    return generator.normal(size=(10, 3)).astype(np.float32), generator.normal(size=10).astype(np.float32)
+
+
+def _tiny_onnx(
+    *,
+    batch: int | str = "batch",
+    size: tuple[int | str, int | str] = TINY_SIZE,
+    channels: int = 3,
+    opset: int = 18,
+    element: int = TensorProto.FLOAT,
+    logarithm: bool = False,
+) -> onnx.ModelProto:
+    """Mean of each channel, then a linear layer; with `logarithm` a negative mean gives NaN."""
+    weight, bias = tiny_weights()
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["mean"]),
+        helper.make_node("Gemm", ["mean", "weight", "bias"], ["linear"], transB=1),
+    ]
+    if logarithm:
+        nodes.append(helper.make_node("Log", ["mean"], ["log"]))
+        nodes.append(helper.make_node("ReduceMean", ["log"], ["spoiler"], keepdims=1))
+        nodes.append(helper.make_node("Add", ["linear", "spoiler"], ["logits"]))
+    else:
+        nodes.append(helper.make_node("Identity", ["linear"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", element, [batch, channels, *size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 10])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.fixture(scope="session")
+def make_artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a tiny real classifier and gives its path.
+
+    `manifest` is a dict that replaces manifest keys, a str put there as it is, or None for a plain ONNX file;
+    everything else goes to the graph.
+    """
+
+    def make(manifest: dict[str, Any] | str | None = {}, **graph: Any) -> Path:  # noqa: B006
+        model = _tiny_onnx(**graph)
+        if isinstance(manifest, dict):
+            manifest = json.dumps({**_manifest().to_dict(), **manifest})
+        if manifest is not None:
+            helper.set_model_props(model, {METADATA_KEY: manifest})
+        path = tmp_path_factory.mktemp("artefact") / "tiny.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_artefact(make_artefact: Callable[..., Path]) -> Artefact:
+    """A checked artefact of ten classes for pictures of 24x32."""
+    return read_artefact(make_artefact())
+
+
+@pytest.fixture(scope="session")
+def tiny_reference() -> Callable[[np.ndarray], np.ndarray]:
+    """The tiny classifier in numpy: (B, 3, H, W) to logits (B, 10)."""
+    weight, bias = tiny_weights()
+    return lambda x_BCHW: x_BCHW.mean(axis=(2, 3)) @ weight.T + bias
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., Image.Image]:
+    """A function that paints a picture with both slow and fast changes, different for each seed."""
+
+    def paint(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
+        generator = np.random.default_rng(seed)
+        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+        angle = generator.uniform(0.02, 0.4, (3, 2))
+        waves = [np.sin(columns * a + rows * b + seed) for a, b in angle]
+        noise = generator.normal(0, 12, (height, width, 3))
+        pixels = np.stack(waves, axis=-1) * 90 + 128 + noise
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+    return paint
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """A function that saves a picture to bytes."""
+
+    def save(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return save
