@@ -68,6 +68,7 @@ def _tiny_onnx(
 ) -> onnx.ModelProto:
     """Mean of each channel, then a linear layer; with `logarithm` a negative mean gives NaN."""
     weight, bias = tiny_weights()
+    constants = {"weight": weight, "bias": bias, "axes": np.asarray([1], np.int64)}
     nodes = [
         helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["mean"]),
@@ -75,7 +76,7 @@ def _tiny_onnx(
     ]
     if logarithm:
         nodes.append(helper.make_node("Log", ["mean"], ["log"]))
-        nodes.append(helper.make_node("ReduceMean", ["log"], ["spoiler"], keepdims=1))
+        nodes.append(helper.make_node("ReduceMean", ["log", "axes"], ["spoiler"]))
         nodes.append(helper.make_node("Add", ["linear", "spoiler"], ["logits"]))
     else:
         nodes.append(helper.make_node("Identity", ["linear"], ["logits"]))
@@ -84,7 +85,7 @@ def _tiny_onnx(
         "tiny",
         [helper.make_tensor_value_info("pixels", element, [batch, channels, *size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 10])],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -149,3 +150,20 @@ def encode() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return save
+
+
+@pytest.fixture(scope="session")
+def paint_classes() -> Callable[..., Path]:
+    """A function that fills a folder with class folders of small pictures that a model can tell apart."""
+
+    def paint(root: Path, per_class: int = 20, size: int = 32) -> Path:
+        generator = np.random.default_rng(0)
+        for label, colour in {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}.items():
+            (root / label).mkdir(parents=True)
+            for index in range(per_class):
+                pixels = np.full((size, size, 3), colour) + generator.normal(0, 25, (size, size, 3))
+                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                picture.save(root / label / f"{index:03}.png")
+        return root
+
+    return paint

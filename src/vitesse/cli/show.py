@@ -218,8 +218,9 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
 def _card_line(card: dict[str, Any]) -> str:
     accuracy = card["accuracy"]
     scored = f", top-1 {accuracy['top1']:.1%} on {accuracy['images']} pictures" if accuracy else ""
-    size, data = "x".join(map(str, card["image_size"])), card["trained_on"] or "unnamed data"
-    return f"{card['file']}: {card['model']} at {size}, {card['precision']}, {card['classes']} classes of {data}{scored}"
+    size = "x".join(map(str, card["image_size"]))
+    data = f"{card['classes']} classes of {card['trained_on'] or 'unnamed data'}"
+    return f"{card['file']}: {card['model']} at {size}, {card['precision']}, {data}{scored}"
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

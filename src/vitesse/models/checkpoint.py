@@ -88,9 +88,11 @@ def convert(
 def _spec(name: str, image_size: int | tuple[int, int] | None) -> ModelSpec:
     """The spec of an architecture as published, at its own image size unless told."""
     if is_timm(name):
-        return ModelSpec(name=name, image_size=as_size(image_size or 224))
-    facts = resolve(name)[0]
-    return ModelSpec(name=facts.name, image_size=as_size(image_size or facts.image_size))
+        spec = ModelSpec(name=name)
+    else:
+        facts = resolve(name)[0]
+        spec = ModelSpec(name=facts.name, image_size=facts.image_size)
+    return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
 def _model_of(

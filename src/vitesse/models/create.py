@@ -73,7 +73,7 @@ def create_model(
     model = build(
         ModelSpec(
             name=arch,
-            image_size=as_size(image_size or default_size),
+            image_size=as_size(default_size if image_size is None else image_size),
             in_chans=in_chans,
             num_classes=num_classes,
             distilled=distilled,

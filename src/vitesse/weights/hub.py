@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vitesse.catalogue import resolve
 from vitesse.errors import WeightsError, require
@@ -36,13 +37,11 @@ def fetch(hub_id: str) -> Path:
     what = f"{hub_id}/{FILE_NAME}"
     try:
         return Path(hub.hf_hub_download(hub_id, FILE_NAME))
-    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise WeightsError(f"{what}: not found on {_endpoint(hub)}, or not open to you") from error
     except errors.LocalEntryNotFoundError as error:
-        reason = (
-            "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else f"{_endpoint(hub)} cannot be reached"
-        )
+        reason = _why_unreachable(hub, error.__cause__)
         raise WeightsError(f"{what}: not in the cache and {reason}; fetch it once while online") from error
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+        raise WeightsError(f"{what}: not found on {hub.constants.ENDPOINT}, or not open to you") from error
     except Exception as error:  # the client lets errors of whichever HTTP library it is built on through
         if not _is_transfer_error(error):
             raise
@@ -52,14 +51,17 @@ def fetch(hub_id: str) -> Path:
         ) from error
 
 
+def _why_unreachable(hub: Any, cause: BaseException | None) -> str:
+    if hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    response = getattr(cause, "response", None)
+    answer = "cannot be reached" if response is None else f"answers {response.status_code}"
+    return f"{hub.constants.ENDPOINT} {answer}"
+
+
 def _is_transfer_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
         "httpx",
         "httpx2",
         "requests",
     )
-
-
-def _endpoint(hub: object) -> str:
-    endpoint: str = hub.constants.ENDPOINT  # type: ignore[attr-defined]
-    return endpoint

@@ -48,8 +48,12 @@ def by_hand(module, x_CHW):
         for row, column in positions:
             logits = []
             for other_row, other_column in positions:
-                product = sum(q[d, row, column].item() * k[d, other_row, other_column].item() for d in range(KEY_DIM))
-                bias = module.attention_bias_ARS[head, abs(row - other_row), abs(column - other_column)].item()
+                product = sum(
+                    q[d, row, column].item() * k[d, other_row, other_column].item() for d in range(KEY_DIM)
+                )
+                bias = module.attention_bias_ARS[
+                    head, abs(row - other_row), abs(column - other_column)
+                ].item()
                 logits.append(product / math.sqrt(KEY_DIM) + bias)
             total = sum(math.exp(logit) for logit in logits)
             for logit, (other_row, other_column) in zip(logits, positions, strict=True):
@@ -101,7 +105,9 @@ def test_a_map_no_larger_than_a_window_is_not_padded(randomise):
 def test_resampling_a_table_keeps_its_level_and_its_size_on_request():
     table = torch.randn(2, 7, 7)
     assert resample_bias(table, (7, 7)) is table
-    torch.testing.assert_close(resample_bias(torch.full((1, 7, 7), 3.0), (12, 5)), torch.full((1, 12, 5), 3.0))
+    torch.testing.assert_close(
+        resample_bias(torch.full((1, 7, 7), 3.0), (12, 5)), torch.full((1, 12, 5), 3.0)
+    )
     expected = nn.functional.interpolate(table[None], size=(12, 12), mode="bicubic", align_corners=False)[0]
     torch.testing.assert_close(resample_bias(table, (12, 12)), expected)
 

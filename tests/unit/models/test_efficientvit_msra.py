@@ -31,7 +31,9 @@ def test_parameters_as_published(name):
 
 def test_initial_values():
     model = build(ModelSpec(name="efficientvit_m0"))
-    gains = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    gains = {
+        name: module.weight for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)
+    }
     for name, gain in gains.items():
         in_block = ".blocks." in name and (".dw" in name or ".proj." in name)
         starts_silent = in_block or name.endswith("branch.project.bn")

@@ -30,7 +30,11 @@ M5 = [
         "stages.0.blocks.0.mixer.m.attn.qkvs.0.conv.weight",
         (96, 64, 1, 1),
     ),
-    ("blocks1.0.mixer.m.attn.dws.0.c.weight", "stages.0.blocks.0.mixer.m.attn.dws.0.conv.weight", (16, 1, 7, 7)),
+    (
+        "blocks1.0.mixer.m.attn.dws.0.c.weight",
+        "stages.0.blocks.0.mixer.m.attn.dws.0.conv.weight",
+        (16, 1, 7, 7),
+    ),
     (
         "blocks1.0.mixer.m.attn.proj.1.c.weight",
         "stages.0.blocks.0.mixer.m.attn.proj.1.conv.weight",

@@ -1,0 +1,154 @@
+"""The two promises of the house: the runtime wing knows no torch, and imports point down."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "vitesse"
+LEVELS = (
+    {"errors"},
+    {"files", "spec", "results", "progress"},
+    {"catalogue", "provenance"},
+    {"runtime", "weights"},
+    {"data", "models", "heads", "inputs", "doctor"},
+    {"predictors"},
+    {"evaluate"},
+    {"train", "export"},
+    {"bench", "analyze", "serve"},
+    {"cli"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+INSIDE_RUNTIME = (
+    {"header", "protobuf", "drawing"},
+    {"decode", "artefact", "postprocess"},
+    {"imaging", "autoselect"},
+    {"engines"},
+    {"predictor"},
+)
+LIGHT = ["vitesse", "vitesse.errors", "vitesse.spec", "vitesse.results", "vitesse.files"]
+LIGHT += [f"vitesse.runtime.{path.stem}" for path in sorted((SOURCE / "runtime").glob("[!_]*.py"))]
+BANNED = ("torch", "timm", "onnx", "torchvision", "safetensors", "accelerate", "pyarrow")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules in memory after a statement, in a fresh process."""
+    code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names below `vitesse` that a file imports, wherever in it; imports for type checking excepted."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("vitesse.") for name in found if name.startswith("vitesse.")}
+
+
+def violations(files: dict[str, set[str]], levels: dict[str, int]) -> list[str]:
+    """`room -> room` for every import that does not point down."""
+    return sorted(
+        f"{file} imports {name}"
+        for file, names in files.items()
+        for name in names
+        if (here := file.partition(".")[0]) != (there := name.partition(".")[0])
+        and levels[there] >= levels[here]
+    )
+
+
+def rooms() -> dict[str, set[str]]:
+    files = {
+        path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path
+        for path in SOURCE.rglob("*.py")
+    }
+    return {name: imports_of(path) for name, path in files.items() if name != "__init__"}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_runtime_wing_is_torch_free(module):
+    assert loaded_by(f"import {module}").isdisjoint(BANNED)
+
+
+def test_predicting_is_torch_free(make_artefact, photo, encode, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(photo()))
+    statement = f"import vitesse; print(vitesse.load({str(make_artefact())!r}).predict([{str(tmp_path / 'a.jpg')!r}]))"
+    loaded = loaded_by(statement)
+    assert loaded.isdisjoint(BANNED)
+    assert "numpy" in loaded
+
+
+def test_the_probe_can_fail():
+    assert "torch" in loaded_by("import torch")
+    assert "onnx" in loaded_by("import vitesse, onnx")
+
+
+def test_importing_loads_nothing_heavy():
+    assert loaded_by("import vitesse").isdisjoint({"numpy", "PIL", "onnxruntime", "openvino"})
+
+
+def test_engines_are_imported_only_when_made():
+    assert loaded_by("import vitesse.runtime.predictor").isdisjoint({"onnxruntime", "openvino"})
+
+
+def test_importing_opens_no_socket_and_starts_no_process():
+    code = """
+import sys
+def hook(event, args):
+    if event.startswith(("socket.connect", "socket.bind", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.system")):
+        raise SystemExit(f"import did {event}")
+sys.addaudithook(hook)
+import vitesse, vitesse.runtime.predictor
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        probe = code + "import subprocess; subprocess.run(['true'])"
+        subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
+
+
+def test_every_room_has_a_level():
+    unknown = {name.partition(".")[0] for name in rooms()} - LEVEL.keys()
+    assert not unknown, f"say in LEVELS where {sorted(unknown)} belong"
+
+
+def test_imports_point_down():
+    assert violations(rooms(), LEVEL) == []
+
+
+def test_imports_inside_the_runtime_point_down():
+    levels = {name: level for level, names in enumerate(INSIDE_RUNTIME) for name in names}
+    inside = {
+        name.removeprefix("runtime."): {n.removeprefix("runtime.") for n in names if n.startswith("runtime.")}
+        for name, names in rooms().items()
+        if name.startswith("runtime.") and not name.endswith("__init__")
+    }
+    assert inside.keys() == levels.keys()
+    assert violations(inside, levels) == []
+
+
+def test_a_violation_is_found(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("def f():\n    from vitesse.models import create_model\n    import vitesse.cli.main\n")
+    found = imports_of(path)
+    assert found == {"models.create_model", "cli.main"}
+    assert violations({"spec": found}, LEVEL) == ["spec imports cli.main", "spec imports models.create_model"]
+    assert violations({"runtime.engines": {"weights.load"}}, LEVEL) == [
+        "runtime.engines imports weights.load"
+    ]
+    assert violations({"cli.main": found, "models.a": {"models.b", "data.x"}}, LEVEL) == []

@@ -1,0 +1,221 @@
+"""The training loop: it learns, and a run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitesse.data.loader import Batch
+from vitesse.errors import ConfigError, DataError, TrainingError
+from vitesse.models import load_checkpoint
+from vitesse.train import TrainResult, train
+from vitesse.train.loop import Trainer
+
+TINY = {
+    "image_size": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "lr": 2e-3,
+    "warmup_epochs": 0.2,
+    "workers": 0,
+    "ema": 0.9,
+    "rand_augment": "rand-m3-n1",
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "mix_prob": 0.3,
+    "drop_path_rate": 0.1,
+}
+
+
+@pytest.fixture
+def colours(tmp_path: Path, paint_classes: Callable[..., Path]) -> Path:
+    return paint_classes(tmp_path / "colours", per_class=20)
+
+
+def run(data: Path, out: Path, **changes: Any) -> TrainResult:
+    return train(data, model="efficientvit_m0", out=out, overrides={**TINY, **changes})
+
+
+def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / name / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_it_learns_colours_and_leaves_a_usable_checkpoint(colours: Path, tmp_path: Path) -> None:
+    result = run(colours, tmp_path / "run", epochs=6, mixup=0.0, cutmix=0.0, drop_path_rate=0.0)
+    assert result.scores.top1 == 1.0
+    assert result.scores.images == 6
+    model, metadata = load_checkpoint(result.checkpoint)
+    assert metadata["class_names"] == ["blue", "green", "red"]
+    assert metadata["provenance"]["recipe"]["epochs"] == 6
+    assert model.spec.num_classes == 3
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(colours, tmp_path / "whole")
+    step = Trainer._train_step
+    for stop_at in (4, 8):  # within the first and within the second epoch of six steps
+
+        def stopping(self: Trainer, batch: Batch, stop_at: int = stop_at) -> float:
+            if self.progress.step == stop_at:
+                self._save(None)
+                raise KeyboardInterrupt
+            return step(self, batch)
+
+        monkeypatch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(colours, tmp_path / "stopped")
+        monkeypatch.setattr(Trainer, "_train_step", step)
+    run(colours, tmp_path / "stopped")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    run(colours, tmp_path / "other", seed=1)
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
+
+
+def test_a_finished_run_is_not_trained_again(colours: Path, tmp_path: Path) -> None:
+    first = run(colours, tmp_path / "run", epochs=1)
+    before = weights(tmp_path / "run")
+    assert run(colours, tmp_path / "run", epochs=1).scores == first.scores
+    assert same(before, weights(tmp_path / "run"))
+
+
+def test_resuming_another_run_names_what_differs(colours: Path, tmp_path: Path) -> None:
+    run(colours, tmp_path / "run", epochs=1)
+    with pytest.raises(TrainingError, match=r"another run \(recipe.lr was 0.002, now 0.01\)"):
+        run(colours, tmp_path / "run", epochs=1, lr=0.01)
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_a_damaged_state_is_refused_and_left_alone(colours: Path, tmp_path: Path, size: int) -> None:
+    run(colours, tmp_path / "run", epochs=1)
+    state = tmp_path / "run" / "checkpoints" / "last" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:size])
+    with pytest.raises(TrainingError, match="cannot resume, the file is damaged") as caught:
+        run(colours, tmp_path / "run", epochs=1)
+    assert "\n" not in str(caught.value)
+    assert state.stat().st_size == size
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    colours: Path, tmp_path: Path
+) -> None:
+    run(colours, tmp_path / "good", epochs=1)
+    poisoned = tmp_path / "init.safetensors"
+    tensors = weights(tmp_path / "good")
+    save_file({key: value * 1e30 if value.is_floating_point() else value for key, value in tensors.items()}, poisoned)
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        run(colours, tmp_path / "bad", epochs=1, init=str(poisoned))
+    assert not (tmp_path / "bad" / "checkpoints").exists()
+
+
+def test_unreadable_pictures_are_counted_and_the_run_finishes(colours: Path, tmp_path: Path) -> None:
+    for name in ("blue/003.png", "red/010.png"):
+        (colours / name).write_bytes(b"no picture")
+    result = run(colours, tmp_path / "run", epochs=2)
+    assert {Path(name).name for name in result.refused} | {"003.png", "010.png"} == {"003.png", "010.png"}
+    assert len(result.refused) + result.scores.refused == 2
+
+
+def test_fewer_pictures_than_a_batch_are_refused(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 512 training pictures"):
+        run(colours, tmp_path / "run", batch_size=512)
+
+
+def test_splits_of_other_classes_are_refused(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+    paint_classes(tmp_path / "data" / "train", per_class=4)
+    paint_classes(tmp_path / "data" / "test", per_class=2)
+    (tmp_path / "data" / "test" / "red").rename(tmp_path / "data" / "test" / "pink")
+    with pytest.raises(DataError, match="different classes, such as pink, red"):
+        run(tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_teacher_pulls_the_student_towards_itself(
+    colours: Path, tmp_path: Path, kind: str, cache: bool
+) -> None:
+    run(colours, tmp_path / "teacher", epochs=1)
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "last" / "model.safetensors")
+    taught = {"teacher": teacher, "distill": kind, "teacher_cache": cache, "distill_alpha": 0.5, "epochs": 1}
+    run(colours, tmp_path / "student", **taught)
+    run(colours, tmp_path / "alone", epochs=1)
+    assert not same(weights(tmp_path / "student"), weights(tmp_path / "alone"))
+    assert (tmp_path / "student" / "teacher_logits.safetensors").exists() == cache
+
+
+def test_a_cached_teacher_is_the_mean_of_both_views(colours: Path, tmp_path: Path) -> None:
+    from vitesse.data.sources import open_source
+    from vitesse.runtime.imaging import load_tensor
+    from vitesse.spec import PreprocessSpec
+
+    run(colours, tmp_path / "teacher", epochs=1)
+    teacher = tmp_path / "teacher" / "checkpoints" / "last" / "model.safetensors"
+    run(colours, tmp_path / "student", epochs=1, teacher=str(teacher), teacher_cache=True)
+    logits_NK = load_file(tmp_path / "student" / "teacher_logits.safetensors")["logits_NK"]
+    model, _ = load_checkpoint(teacher)
+    from vitesse.data.sources import hold_out
+
+    source, _ = hold_out(open_source(colours), 0.1, 0)
+    x_BCHW = torch.from_numpy(load_tensor(source.read(7), PreprocessSpec(image_size=(32, 32))))[None]
+    with torch.no_grad():
+        expected = (model.eval()(x_BCHW) + model(x_BCHW.flip(3))) / 2
+    assert logits_NK.shape == (54, 3)
+    torch.testing.assert_close(logits_NK[7:8], expected, rtol=0.05, atol=0.05)  # bfloat16
+
+
+def test_a_teacher_of_other_classes_is_refused(colours: Path, tmp_path: Path) -> None:
+    run(colours, tmp_path / "teacher", epochs=1)
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "last" / "model.safetensors")
+    (colours / "white").mkdir()
+    for index in range(8):
+        (colours / "white" / f"{index}.png").write_bytes((colours / "red" / "000.png").read_bytes())
+    with pytest.raises(ConfigError, match="has 3 classes, expected 4"):
+        run(colours, tmp_path / "student", epochs=1, teacher=teacher)
+    with pytest.raises(ConfigError, match="expected teacher_weights=FILE"):
+        run(colours, tmp_path / "student", epochs=1, teacher="timm:resnet18")
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_leaves_a_run_that_goes_on(colours: Path, tmp_path: Path) -> None:
+    """Kill a run again and again while it saves after every step; each restart must find a whole checkpoint."""
+    out = tmp_path / "run"
+    settings = {**TINY, "save_minutes": 0.0, "epochs": 3}
+    code = (
+        "from vitesse.train import train\n"
+        f"train({str(colours)!r}, model='efficientvit_m0', out={str(out)!r}, overrides={settings!r})"
+    )
+    for kill in range(4):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        state, before = out / "checkpoints" / "last" / "state.safetensors", time.monotonic()
+        known = state.stat().st_mtime_ns if state.exists() else None
+        while process.poll() is None and time.monotonic() - before < 120:
+            if state.exists() and state.stat().st_mtime_ns != known:
+                break
+            time.sleep(0.05)
+        time.sleep(0.07 * kill)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    result = train(colours, model="efficientvit_m0", out=out, overrides=settings)
+    assert result.checkpoint.exists()
+    run(colours, tmp_path / "whole", epochs=3)
+    assert same(weights(out), weights(tmp_path / "whole"))

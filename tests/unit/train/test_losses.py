@@ -1,0 +1,53 @@
+"""Losses against float64 formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from vitesse.train.losses import distillation_loss, smooth_targets, soft_cross_entropy, teacher_shares
+
+logits = npst.arrays(np.float32, (4, 5), elements=st.floats(-20, 20, width=32))
+
+
+def softmax(x_BK: np.ndarray) -> np.ndarray:
+    shifted = np.exp(x_BK - x_BK.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+@given(student=logits, teacher=logits, temperature=st.floats(0.5, 8))
+@settings(max_examples=40, deadline=None)
+def test_soft_distillation_is_kl_times_temperature_squared(
+    student: np.ndarray, teacher: np.ndarray, temperature: float
+) -> None:
+    p, q = softmax(teacher.astype(np.float64) / temperature), softmax(student.astype(np.float64) / temperature)
+    expected = (p * (np.log(p) - np.log(q))).sum(1).mean() * temperature**2
+    loss = distillation_loss(torch.from_numpy(student), torch.from_numpy(teacher), "soft", temperature)
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(student=logits, teacher=logits)
+@settings(max_examples=20, deadline=None)
+def test_hard_distillation_is_cross_entropy_with_the_first_choice(
+    student: np.ndarray, teacher: np.ndarray
+) -> None:
+    chosen = softmax(student.astype(np.float64))[np.arange(4), teacher.argmax(1)]
+    loss = distillation_loss(torch.from_numpy(student), torch.from_numpy(teacher), "hard", 3.0)
+    np.testing.assert_allclose(loss.item(), -np.log(chosen).mean(), rtol=1e-4, atol=1e-4)
+    shares = teacher_shares(torch.from_numpy(teacher), "hard", 1.0)
+    torch.testing.assert_close(soft_cross_entropy(torch.from_numpy(student), shares), loss)
+
+
+def test_smoothed_targets_are_shares() -> None:
+    targets_BK = smooth_targets(torch.tensor([1, 3]), 4, 0.2)
+    expected = torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.05, 0.05, 0.05, 0.85]])
+    torch.testing.assert_close(targets_BK, expected)
+
+
+def test_soft_cross_entropy_is_torchs_for_smoothed_labels() -> None:
+    logits_BK, labels_B = torch.randn(6, 9), torch.arange(6)
+    expected = torch.nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=0.1)
+    torch.testing.assert_close(soft_cross_entropy(logits_BK, smooth_targets(labels_B, 9, 0.1)), expected)
