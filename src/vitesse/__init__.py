@@ -28,6 +28,8 @@ _HOMES = {
     "list_models": "vitesse.models",
 }
 _VERBS = ("train", "evaluate", "export")
+_EXTRAS = {"create_model": "torch", "list_models": "torch", "train": "train", "export": "export"}
+"""What brings the packages that a name needs."""
 """Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
 
 __all__ = [
@@ -63,15 +65,24 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
-        return importlib.import_module(f"vitesse.{name}")
+        return _import(f"vitesse.{name}", name)
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(_import(_HOMES[name], name), name)
     elif name == "__version__":
         value = importlib.import_module("importlib.metadata").version("vitesse")
     else:
         raise AttributeError(f"module 'vitesse' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _import(module: str, name: str) -> ModuleType:
+    if name not in _EXTRAS:
+        return importlib.import_module(module)
+    from vitesse.errors import from_extra
+
+    with from_extra(_EXTRAS[name]):
+        return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

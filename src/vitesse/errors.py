@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class VitesseError(Exception):
@@ -64,11 +65,22 @@ def require(module: str, extra: str) -> Any:
     Raises:
         MissingExtraError: the module's top-level package is not installed.
     """
-    package = module.partition(".")[0]
-    try:
+    with from_extra(extra):
         return importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def from_extra(extra: str) -> Iterator[None]:
+    """Around imports of what an extra brings: a package that is not installed becomes `MissingExtraError`.
+
+    Raises:
+        MissingExtraError: a package other than Vitesse is not installed.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
+        package = (error.name or "vitesse").partition(".")[0]
+        if package == "vitesse":
             raise
         raise MissingExtraError(package, extra) from error
 

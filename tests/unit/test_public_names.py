@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
@@ -20,10 +19,9 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = vitesse.nonsense
 
 
-def test_load_is_the_predictors():
-    from vitesse.runtime.predictor import Predictor, load
+def test_the_predictor_is_the_runtimes():
+    from vitesse.runtime.predictor import Predictor
 
-    assert vitesse.load is load
     assert vitesse.Predictor is Predictor
 
 
@@ -31,14 +29,6 @@ def test_the_version_is_the_installed_one():
     from importlib.metadata import version
 
     assert vitesse.__version__ == version("vitesse")
-
-
-def test_a_verb_is_its_module_and_its_function(monkeypatch):
-    module = ModuleType("vitesse.train")
-    module.train = lambda *args, **options: (args, options)
-    monkeypatch.setattr(vitesse, "train", module, raising=False)
-    assert vitesse.train(1, lr=2) == ((1,), {"lr": 2})
-    assert vitesse.train is module
 
 
 def test_a_verb_is_callable_however_it_was_imported():
@@ -51,10 +41,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(name, self)
     def exec_module(self, module):
         name = module.__name__.rpartition(".")[2]
-        setattr(module, name, lambda: name)
+        setattr(module, name, lambda *args, **options: (name, args, options))
 sys.meta_path.insert(0, Finder())
 from vitesse.evaluate import evaluate as function
-assert function() == "evaluate" == vitesse.evaluate()
-assert vitesse.export() == "export"
+assert function(1) == ("evaluate", (1,), {}) == vitesse.evaluate(1)
+assert vitesse.export(2, to=3) == ("export", (2,), {"to": 3})
+assert vitesse.evaluate is sys.modules["vitesse.evaluate"]
 """
     subprocess.run([sys.executable, "-c", code], check=True)

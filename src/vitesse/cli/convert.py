@@ -33,7 +33,10 @@ def run(
       vitesse convert m5.safetensors --model efficientvit_m5 --to timm --out m5_timm.safetensors
     """
     from vitesse.cli.show import show_conversion
-    from vitesse.models import convert
+    from vitesse.errors import from_extra
+
+    with from_extra("torch"):
+        from vitesse.models import convert
 
     report = convert(source, name=model, out=out, num_classes=num_classes, image_size=image_size, to=to)
     return show_conversion(report, out, as_json=as_json)

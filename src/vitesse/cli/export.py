@@ -39,7 +39,10 @@ def run(
       vitesse export efficientvit_m5 --out m5.onnx
     """
     from vitesse.cli.show import show_export
-    from vitesse.export import export
+    from vitesse.errors import from_extra
+
+    with from_extra("export"):
+        from vitesse.export import export
 
     report = export(model, out, data=data, split=split, arch=arch, trained_on=trained_on, licence=licence)
     return show_export(report, as_json=as_json)

@@ -33,7 +33,10 @@ def run(
       vitesse train photos/ --model efficientvit_m1 --out runs/mine --recipe my.yaml
     """
     from vitesse.cli.show import show_training
-    from vitesse.train import train
+    from vitesse.errors import from_extra
+
+    with from_extra("train"):
+        from vitesse.train import train
 
     result = train(data, model=model, out=out, recipe=recipe, overrides=overrides or [])
     return show_training(result, model, as_json=as_json)

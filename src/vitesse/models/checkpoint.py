@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vitesse.catalogue import resolve
 from vitesse.errors import WeightsError
-from vitesse.models.create import build
+from vitesse.models.create import build, spec_for
 from vitesse.models.foreign import is_timm
-from vitesse.spec import ModelSpec, as_size
+from vitesse.spec import ModelSpec
 from vitesse.weights.convert import read_foreign, save_foreign
-from vitesse.weights.files import parse_header, read_safetensors, save_weights, unwrap
+from vitesse.weights.files import parse_header, read_checkpoint_header, read_safetensors, save_weights, unwrap
 from vitesse.weights.keymaps import OURS, keymap_for
 from vitesse.weights.load import LoadReport, first_conv_name, load_tensors
 
@@ -38,12 +37,10 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone
     """
     tensors, header = read_safetensors(path)
     found = parse_header(header, path)
-    if found is None:
-        if arch is None:
-            raise WeightsError(f"{path}: the header does not name a model; say which it is (--arch NAME)")
-        return _model_of(unwrap(tensors, path), str(path), _spec(arch, None))[0], {}
-    spec, metadata = found
-    if arch is not None and _spec(arch, None).name != spec.name:
+    if found is None and arch is not None:
+        return _model_of(unwrap(tensors, path), str(path), spec_for(arch))[0], {}
+    spec, metadata = found or read_checkpoint_header(path)  # which says what to do where none is found
+    if arch is not None and spec_for(arch).name != spec.name:
         raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
     model = build(spec)
     load_tensors(model, tensors, str(path))
@@ -73,7 +70,7 @@ def convert(
         WeightsError: the source holds code, is damaged, or is not all of the model; `out` has a wrong suffix.
         UnknownModelError: no model has this name.
     """
-    model, report = _model_of(read_foreign(source), str(source), _spec(name, image_size), num_classes)
+    model, report = _model_of(read_foreign(source), str(source), spec_for(name, image_size), num_classes)
     if to != OURS:
         save_foreign(out, model, to)
         return report
@@ -83,16 +80,6 @@ def convert(
     provenance = {"converted_from": Path(source).name, "sha256": digest, "naming": report.naming}
     save_weights(out, model, {"provenance": provenance})
     return report
-
-
-def _spec(name: str, image_size: int | tuple[int, int] | None) -> ModelSpec:
-    """The spec of an architecture as published, at its own image size unless told."""
-    if is_timm(name):
-        spec = ModelSpec(name=name)
-    else:
-        facts = resolve(name)[0]
-        spec = ModelSpec(name=facts.name, image_size=facts.image_size)
-    return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
 def _model_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,21 @@ def build(spec: ModelSpec) -> Backbone | TimmModel:
         MissingExtraError: a timm model is asked for and timm is not installed.
     """
     return build_timm(spec) if is_timm(spec.name) else build_model(spec)
+
+
+def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> ModelSpec:
+    """The published spec that `arch`, `arch.tag` or `timm:NAME` names, for another image size if given.
+
+    Raises:
+        UnknownModelError: no architecture or weights have this name; timm's names are not looked up.
+        ConfigError: an image side is not a positive whole number.
+    """
+    if is_timm(name):
+        spec = ModelSpec(name=name)
+    else:
+        facts = resolve(name)[0]
+        spec = ModelSpec(name=facts.name, image_size=facts.image_size)
+    return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
 def list_models(pattern: str = "*") -> tuple[str, ...]:
@@ -65,15 +81,11 @@ def create_model(
         MissingExtraError: timm or huggingface_hub is needed and not installed.
         WeightsError: the weights cannot be fetched or do not fit.
     """
-    timm_name = is_timm(name)
-    if timm_name and features_only:
+    if is_timm(name) and features_only:
         raise ConfigError(f"features_only: expected one of {', '.join(registered_models())}, got {name}")
-    arch = name if timm_name else resolve(name)[0].name
-    default_size = ModelSpec(name=name).image_size if timm_name else resolve(name)[0].image_size
     model = build(
-        ModelSpec(
-            name=arch,
-            image_size=as_size(default_size if image_size is None else image_size),
+        dataclasses.replace(
+            spec_for(name, image_size),
             in_chans=in_chans,
             num_classes=num_classes,
             distilled=distilled,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.files import write_atomically
+from vitesse.provenance import cpu_model
 from vitesse.runtime.artefact import Artefact, cache_dir
 
 Runner = Callable[[NDArray[np.float32]], object]
@@ -100,12 +100,3 @@ def _version(engine: str) -> str:
         return version(engine)
     except PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
         return "unknown"
-
-
-def cpu_model() -> str:
-    """The processor's name, as the operating system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,19 +178,6 @@ class _Feed:
         """The next `count` sources, fewer at the end: names, and what came of them."""
         taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
         return [name for name, _ in taken], [future.result() for _, future in taken]
-
-
-def load(model: str | Path | Artefact | None = None, **options: Any) -> Predictor:
-    """A `Predictor` for an artefact: `vitesse.load("model.onnx").predict(["a.jpg"])`.
-
-    Args:
-        model: path of an artefact, one already read, or None for the one that ships in the package.
-        options: the keyword arguments of `Predictor`.
-
-    Raises:
-        ArtefactError, EngineError, MissingExtraError, ConfigError: see `Predictor`.
-    """
-    return Predictor(model, **options)
 
 
 def _name(source: Source, index: int) -> str:

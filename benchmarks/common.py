@@ -1,0 +1,55 @@
+"""What every benchmark records: the environment, raw samples, medians. See METHOD.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitesse.files import write_atomically
+from vitesse.provenance import provenance
+
+RECORDS = Path(__file__).parent / "records"
+DATA = Path(os.environ.get("VITESSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit and UTC time, the command as typed, and how busy the machine was."""
+    return {**provenance(), "command": " ".join(sys.argv), "load_average": os.getloadavg()}
+
+
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile, smallest and how many."""
+    ordered = sorted(samples)
+    return {
+        "median": statistics.median(ordered),
+        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "min": ordered[0],
+        "n": len(ordered),
+    }
+
+
+def write_record(name: str, content: Mapping[str, Any], out: Path | None = None) -> Path:
+    """Write `records/NAME.json` (or `out`) with the environment and give its path."""
+    path = out or RECORDS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"environment": environment(), **content}, indent=1).encode() + b"\n")
+    return path
+
+
+def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
+    """Raw samples short enough to keep."""
+    return [round(value, digits) for value in values]
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as text in columns; the first row is the heading."""
+    text = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in text) for column in range(len(text[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in text
+    )
