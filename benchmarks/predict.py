@@ -6,8 +6,9 @@
 
 For each engine, interleaved in one process: decode and resize alone, the model alone, and the pipeline,
 with the same workers, threads and batch size; the first round warms up. `ratio` is the time of the slower
-half over the time of the pipeline, round by round: 1.0 means that the faster half costs nothing. Memory is this
-process's resident set along one pass of the pipeline. Starts are whole processes: wall and processor seconds, peak MB.
+half over the time of the pipeline, round by round: 1.0 means that the faster half costs nothing. Processor
+seconds are kept beside wall seconds. Memory is this process's resident set along one pass of the pipeline.
+Starts are whole processes: wall and processor seconds, peak resident MB.
 """
 
 from __future__ import annotations

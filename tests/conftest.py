@@ -167,3 +167,12 @@ def paint_classes() -> Callable[..., Path]:
         return root
 
     return paint
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is at hand (CI), a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("CI allows no skipped test", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

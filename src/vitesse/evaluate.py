@@ -82,7 +82,7 @@ def evaluate(
     source = take(open_source(data, split), limit)
     predictor = load(model, engine=engine, arch=arch, threads=threads, batch_size=batch_size)
     manifest = predictor.artefact.manifest
-    _check_classes(source, manifest.class_names)
+    check_classes(source, manifest.class_names)
     fixed = predictor.artefact.input_shape[0]
     scores = score(predictor.engine, source, manifest.preprocess, batch_size=fixed or batch_size)
     return Evaluation(
@@ -90,8 +90,13 @@ def evaluate(
     )
 
 
-def _check_classes(source: Source, class_names: tuple[str, ...]) -> None:
-    """The same names at other indices would be scored as wrong without anyone noticing."""
+def check_classes(source: Source, class_names: tuple[str, ...]) -> None:
+    """Refuse data that a model with these classes cannot be scored on.
+
+    Raises:
+        DataError: a label lies outside the model's classes, or the same names stand at other indices.
+    """
+    _check_labels(source.labels, len(class_names))
     theirs = source.class_names
     if theirs != class_names and sorted(theirs) == sorted(class_names):
         at = next(i for i, (a, b) in enumerate(zip(theirs, class_names, strict=True)) if a != b)
@@ -99,6 +104,11 @@ def _check_classes(source: Source, class_names: tuple[str, ...]) -> None:
             f"the data has the model's classes in another order: class {at} is {theirs[at]!r} in the data, "
             f"{class_names[at]!r} in the model"
         )
+
+
+def _check_labels(labels_N: NDArray[np.int64], num_classes: int) -> None:
+    if labels_N.size and labels_N.max() >= num_classes:
+        raise DataError(f"the model has {num_classes} classes, the data has label {labels_N.max()}")
 
 
 def score(
@@ -115,10 +125,7 @@ def score(
     for logits_BK, labels_B in track(
         _scored(engine, source, preprocess, batch_size, workers), "evaluate", batches
     ):
-        if labels_B.size and labels_B.max() >= logits_BK.shape[1]:
-            raise DataError(
-                f"labels: the model has {logits_BK.shape[1]} classes, the data has label {labels_B.max()}"
-            )
+        _check_labels(labels_B, logits_BK.shape[1])
         hits += [top_hits(logits_BK, labels_B, k) for k in (1, 5)]
         images += len(labels_B)
     if not images:

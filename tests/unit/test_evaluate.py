@@ -51,13 +51,17 @@ def test_every_readable_picture_counts_once(
     (root / "red" / "008.png").unlink()
     (root / "red" / "008.png").mkdir()
     source = open_source(root)
-    wrong = FileSource([Path(source.name(i)) for i in range(len(source))], (source.labels + 1) % 3, ("a", "b", "c"))
+    wrong = FileSource(
+        [Path(source.name(i)) for i in range(len(source))], (source.labels + 1) % 3, ("a", "b", "c")
+    )
     good, bad = (score(MeanColour(), s, SPEC, batch_size=batch_size) for s in (source, wrong))
     assert (good.top1, good.images, good.refused) == (1.0, 25, 2)
     assert bad.top1 == 0.0
 
 
-def test_labels_beyond_the_models_classes_are_named(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+def test_labels_beyond_the_models_classes_are_named(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
     root = paint_classes(tmp_path, per_class=1)
     files = sorted(root.rglob("*.png"))
     source = FileSource(files, [0, 1, 7], [str(i) for i in range(8)])

@@ -44,5 +44,5 @@ def run(
     with from_extra("export"):
         from vitesse.export import export
 
-    report = export(model, out, data=data, split=split, arch=arch, trained_on=trained_on, licence=licence)
-    return show_export(report, as_json=as_json)
+    artefact = export(model, out, data=data, split=split, arch=arch, trained_on=trained_on, licence=licence)
+    return show_export(artefact, as_json=as_json)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitesse.evaluate import Evaluation
     from vitesse.inputs import Picture
     from vitesse.results import Classification
+    from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.decode import ImageLimits
 
 BAR_FROM = 50
@@ -114,9 +115,9 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
     return SOME_REFUSED if result.refused else DONE
 
 
-def show_export(report: Any, *, as_json: bool) -> int:
+def show_export(artefact: Artefact, *, as_json: bool) -> int:
     """The artefact's path, parity and accuracy."""
-    artefact, parity, accuracy = report.artefact, dict(report.parity), report.accuracy
+    parity, accuracy = dict(artefact.manifest.parity or {}), artefact.manifest.accuracy
     if as_json:
         record = {"out": str(artefact.path), "bytes": len(artefact.data), "sha256": artefact.sha256}
         print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy)})

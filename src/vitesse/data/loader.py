@@ -54,7 +54,7 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
 
 
 class ShuffledKeys(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order fixed by (seed, epoch), from any batch on, for one of `world` ranks.
+    """Batches of (epoch, index), ordered by (seed, epoch) alone, from any batch on, for one of `world` ranks.
 
     The last, incomplete batch of an epoch is left out; another epoch draws other pictures for it.
     """

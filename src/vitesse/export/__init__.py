@@ -1,6 +1,6 @@
 """From a torch model to an artefact that runs without torch."""
 
-from vitesse.export.artefact import ExportReport, export
+from vitesse.export.artefact import export
 from vitesse.export.fold import fold
 
-__all__ = ["ExportReport", "export", "fold"]
+__all__ = ["export", "fold"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from vitesse.data.sources import open_source
-from vitesse.errors import ConfigError, DataError, ExportError, ImageError
-from vitesse.evaluate import score
+from vitesse.errors import ConfigError, DataError, ImageError
+from vitesse.evaluate import check_classes, score
 from vitesse.export.fold import fold
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.export.verify import parity
@@ -31,15 +32,6 @@ if TYPE_CHECKING:
 PARITY_IMAGES = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """The artefact that was written, and how it compares with the torch model."""
-
-    artefact: Artefact
-    parity: Mapping[str, float]
-    accuracy: Mapping[str, Any] | None
-
-
 def export(
     model: str | Path,
     out: str | Path,
@@ -49,8 +41,8 @@ def export(
     arch: str | None = None,
     trained_on: str = "",
     licence: str = "",
-) -> ExportReport:
-    """Write a checkpoint, or a pretrained model by name, as an fp32 artefact.
+) -> Artefact:
+    """Write a checkpoint, or a pretrained model by name, as an fp32 artefact; gives the artefact written.
 
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
@@ -71,25 +63,33 @@ def export(
         raise ConfigError(f"--out: expected a file ending in .onnx, got {out}")
     module, found_manifest = load_torch(model, arch)
     manifest = replace(found_manifest, trained_on=trained_on, licence=licence, tools=versions())
-    spec = manifest.model
     source = open_source(data, split) if data is not None else None
-    proto = to_onnx(fold(module) if isinstance(module, Backbone) else module, spec)
+    if source is not None:
+        check_classes(source, manifest.class_names)
+    proto = to_onnx(fold(module) if isinstance(module, Backbone) else module, manifest.model)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / out.name
         write_artefact(proto, manifest, draft)
         artefact = read_artefact(draft)
-        images_BCHW = (
-            _real_images(source, manifest.preprocess) if source is not None else _noise(manifest.preprocess)
-        )
-        found = {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
-        accuracy = (
-            _accuracy(artefact, source, Path(data), split)
-            if source is not None and data is not None
-            else None
-        )
+        manifest = replace(manifest, parity=_parity(artefact, module, source))
+        if source is not None:
+            accuracy = {"dataset": Path(str(data)).name, "split": split, **_accuracy(artefact, source)}
+            manifest = replace(manifest, accuracy=accuracy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_artefact(proto, replace(manifest, parity=found, accuracy=accuracy), out)
-    return ExportReport(artefact=read_artefact(out), parity=found, accuracy=accuracy)
+    write_artefact(proto, manifest, out)
+    return read_artefact(out)
+
+
+def _parity(artefact: Artefact, module: nn.Module, source: Source | None) -> Mapping[str, float]:
+    preprocess = artefact.manifest.preprocess
+    images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
+    return {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
+
+
+def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
+    engine = create_engine(artefact, "onnxruntime")
+    scores = score(engine, source, artefact.manifest.preprocess)
+    return {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
 
 def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:
@@ -110,20 +110,3 @@ def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float
 def _noise(preprocess: PreprocessSpec) -> NDArray[np.float32]:
     shape = (PARITY_IMAGES, len(preprocess.mean), *preprocess.image_size)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
-def _accuracy(artefact: Artefact, source: Source, data: Path, split: str) -> Mapping[str, Any]:
-    if len(source.class_names) > artefact.manifest.model.num_classes:
-        raise ExportError(
-            f"{data}: has {len(source.class_names)} classes, the model has "
-            f"{artefact.manifest.model.num_classes}; give the data that it was trained on"
-        )
-    scores = score(create_engine(artefact, "onnxruntime"), source, artefact.manifest.preprocess)
-    return {
-        "dataset": data.name,
-        "split": split,
-        "engine": "onnxruntime",
-        "top1": scores.top1,
-        "top5": scores.top5,
-        "images": scores.images,
-    }

@@ -37,7 +37,7 @@ def parity(artefact: Artefact, model: nn.Module, images_BCHW: NDArray[np.float32
         found[name] = float(np.abs(logits_BK - expected_BK).max())
         if not found[name] <= limit:
             raise ExportError(
-                f"{artefact.path}: on {name} the logits differ from torch by {found[name]:.2e}, "
+                f"{artefact.path.name}: on {name} the logits differ from torch by {found[name]:.2e}, "
                 f"expected at most {limit:.2e}; nothing was written"
             )
     return found

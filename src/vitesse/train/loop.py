@@ -308,7 +308,7 @@ class Trainer:
         return modules if self.ema is None else modules | {"ema": self.ema.module}
 
     def _identity(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued; the learning rate follows a new number of epochs."""
+        """What must agree to continue a checkpoint; the learning rate follows a changed number of epochs."""
         free = {"epochs", "workers", "save_minutes", "eval_every", "compile", "limit_val"}
         recipe = {key: value for key, value in recipe_values(self.recipe).items() if key not in free}
         return {"recipe": recipe, "model": to_mapping(self.spec), "data": self.train_source.fingerprint}

@@ -132,7 +132,9 @@ def test_an_absent_split_lists_those_that_exist(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 def test_holding_out_splits_every_class_and_loses_nothing(counts: list[int], share: float, seed: int) -> None:
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    source = FileSource([Path(str(i)) for i in range(len(labels))], labels, [str(i) for i in range(len(counts))])
+    source = FileSource(
+        [Path(str(i)) for i in range(len(labels))], labels, [str(i) for i in range(len(counts))]
+    )
     kept, held_out = hold_out(source, share, seed)
     names = [kept.name(i) for i in range(len(kept))] + [held_out.name(i) for i in range(len(held_out))]
     assert sorted(names) == sorted(source.name(i) for i in range(len(source)))

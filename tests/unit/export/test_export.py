@@ -38,7 +38,7 @@ def test_the_artefact_carries_what_inference_needs_and_its_proof(
     checkpoint: Path, tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
     data = paint_classes(tmp_path / "data", per_class=15)
-    report = export(checkpoint, tmp_path / "m.onnx", data=data, trained_on="colours", licence="CC0-1.0")
+    written = export(checkpoint, tmp_path / "m.onnx", data=data, trained_on="colours", licence="CC0-1.0")
     manifest = read_artefact(tmp_path / "m.onnx").manifest
     assert manifest.class_names == CLASSES
     assert manifest.preprocess == PreprocessSpec(image_size=(32, 48))
@@ -49,13 +49,21 @@ def test_the_artefact_carries_what_inference_needs_and_its_proof(
     assert max(manifest.parity[name] for name in available_engines()) <= 1e-4
     assert manifest.accuracy is not None
     assert manifest.accuracy["images"] == 45
-    assert report.accuracy == manifest.accuracy
+    assert written.manifest == manifest
     onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["efficientvit_m0", "efficientvit_m1", "efficientvit_m2", "efficientvit_m3", "efficientvit_m4", "efficientvit_m5"]
+    "name",
+    [
+        "efficientvit_m0",
+        "efficientvit_m1",
+        "efficientvit_m2",
+        "efficientvit_m3",
+        "efficientvit_m4",
+        "efficientvit_m5",
+    ],
 )
 def test_both_engines_give_torchs_logits(name: str, tmp_path: Path, randomise: Randomise) -> None:
     spec = ModelSpec(name=name)
@@ -94,20 +102,20 @@ def test_a_file_that_disagrees_is_not_written(
 
 
 def _nudged(model: nn.Module) -> nn.Module:
-    next(iter(model.parameters())).data += 0.01
+    next(iter(model.parameters())).data += 1.0
     return model
 
 
 def test_wrong_requests_are_refused(
     checkpoint: Path, tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
-    with pytest.raises(ConfigError, match="ending in .onnx"):
+    with pytest.raises(ConfigError, match=r"ending in \.onnx"):
         export(checkpoint, tmp_path / "m.bin")
     with pytest.raises(DataError, match="no such file"):
         export(checkpoint, tmp_path / "m.onnx", data=tmp_path / "absent")
     data = paint_classes(tmp_path / "data", per_class=2)
     (data / "white").mkdir()
     (data / "white" / "0.png").write_bytes((data / "red" / "000.png").read_bytes())
-    with pytest.raises(ExportError, match="has 4 classes, the model has 3"):
+    with pytest.raises(DataError, match="the model has 3 classes, the data has label 3"):
         export(checkpoint, tmp_path / "m.onnx", data=data)
     assert not (tmp_path / "m.onnx").exists()

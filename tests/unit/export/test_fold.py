@@ -39,7 +39,9 @@ def test_a_folded_model_computes_the_same(name: str, distilled: bool, randomise:
     x_BCHW = torch.randn(2, 3, 96, 96)
     assert difference(folded, model, x_BCHW) <= 1e-4
     assert not [m for m in folded.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], "the model itself must stay as it was"
+    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)], (
+        "the model itself must stay as it was"
+    )
     twice = fold(folded)
     assert all(torch.equal(a, b) for a, b in zip(folded.parameters(), twice.parameters(), strict=True))
     assert difference(twice, folded, x_BCHW) == 0
@@ -59,7 +61,13 @@ def test_a_skip_around_a_depthwise_convolution_goes_into_its_kernel(randomise: R
 
 
 @pytest.mark.parametrize(
-    "branch", [ConvNorm(8, 8), ConvNorm(8, 8, 3), ConvNorm(8, 8, 3, groups=4), nn.Sequential(ConvNorm(8, 8, 3, groups=8))]
+    "branch",
+    [
+        ConvNorm(8, 8),
+        ConvNorm(8, 8, 3),
+        ConvNorm(8, 8, 3, groups=4),
+        nn.Sequential(ConvNorm(8, 8, 3, groups=8)),
+    ],
 )
 def test_other_skips_stay(branch: nn.Module, randomise: Randomise) -> None:
     block = Residual(randomise(branch)).eval()

@@ -122,7 +122,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     run(colours, tmp_path / "good", epochs=1)
     poisoned = tmp_path / "init.safetensors"
     tensors = weights(tmp_path / "good")
-    save_file({key: value * 1e30 if value.is_floating_point() else value for key, value in tensors.items()}, poisoned)
+    save_file(
+        {key: value * 1e30 if value.is_floating_point() else value for key, value in tensors.items()},
+        poisoned,
+    )
     with pytest.raises(TrainingError, match="loss is nan at step 0"):
         run(colours, tmp_path / "bad", epochs=1, init=str(poisoned))
     assert not (tmp_path / "bad" / "checkpoints").exists()
@@ -197,7 +200,7 @@ def test_a_teacher_of_other_classes_is_refused(colours: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_a_run_that_goes_on(colours: Path, tmp_path: Path) -> None:
-    """Kill a run again and again while it saves after every step; each restart must find a whole checkpoint."""
+    """A run that saves after every step is killed again and again; each restart finds a whole checkpoint."""
     out = tmp_path / "run"
     settings = {**TINY, "save_minutes": 0.0, "epochs": 3}
     code = (

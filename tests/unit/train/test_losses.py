@@ -23,7 +23,10 @@ def softmax(x_BK: np.ndarray) -> np.ndarray:
 def test_soft_distillation_is_kl_times_temperature_squared(
     student: np.ndarray, teacher: np.ndarray, temperature: float
 ) -> None:
-    p, q = softmax(teacher.astype(np.float64) / temperature), softmax(student.astype(np.float64) / temperature)
+    p, q = (
+        softmax(teacher.astype(np.float64) / temperature),
+        softmax(student.astype(np.float64) / temperature),
+    )
     expected = (p * (np.log(p) - np.log(q))).sum(1).mean() * temperature**2
     loss = distillation_loss(torch.from_numpy(student), torch.from_numpy(teacher), "soft", temperature)
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,9 @@ def test_shipped_recipes_load_and_survive_a_round_trip(name: str) -> None:
 
 
 def test_overrides_win_and_keep_their_kind() -> None:
-    recipe = load_recipe("finetune", ["lr=1e-3", "epochs=4", "crop_scale=[0.5, 1]", "compile=true", "teacher="])
+    recipe = load_recipe(
+        "finetune", ["lr=1e-3", "epochs=4", "crop_scale=[0.5, 1]", "compile=true", "teacher="]
+    )
     assert (recipe.lr, recipe.epochs, recipe.crop_scale) == (1e-3, 4, (0.5, 1.0))
     assert recipe.compile is True
     assert load_recipe("finetune", {"limit_val": None}).limit_val is None
