@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -82,5 +82,5 @@ def provenance() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_flags": list(cpu_flags()),
         "cores": os.cpu_count(),
-        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -1,0 +1,63 @@
+"""The model in the package is what its manifest and its card say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitesse.evaluate import evaluate
+from vitesse.inputs import expand
+from vitesse.predictors import load
+from vitesse.runtime.artefact import bundled_artefact, read_artefact
+from vitesse.runtime.decode import DEFAULT_LIMITS
+
+SENSIBLE = {
+    "sample:rocket": {"rocket"},
+    "sample:coffee": {"cup", "bowl", "plate"},
+    "sample:motorcycle": {"motorcycle", "bicycle"},
+    "sample:astronaut": {"woman", "girl", "man", "boy"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_manifest_states_the_accuracy_of_this_very_file(data_dir: Path, engine: str) -> None:
+    stated = read_artefact(bundled_artefact()).manifest.accuracy
+    assert stated is not None
+    measured = evaluate(data_dir / "cifar100", engine=engine)
+    assert (measured.images, measured.refused) == (stated["images"], 0) == (10_000, 0)
+    # Engines round differently: a picture in two thousand may change sides.
+    assert measured.top1 == pytest.approx(stated["top1"], abs=5e-4)
+    assert measured.top5 == pytest.approx(stated["top5"], abs=5e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_ordinary_photos_get_a_sensible_class_among_the_first_five(engine: str) -> None:
+    predictor = load(engine=engine, top_k=5)
+    records = predictor.predict(expand(list(SENSIBLE), DEFAULT_LIMITS))
+    labels = {source: {p.label for p in r.predictions} for source, r in zip(SENSIBLE, records, strict=True)}
+    sensible = [source for source, expected in SENSIBLE.items() if expected & labels[source]]
+    assert len(sensible) >= 3, labels
+
+
+def test_the_file_is_small_and_says_where_it_comes_from() -> None:
+    artefact = read_artefact(bundled_artefact())
+    manifest = artefact.manifest
+    assert len(artefact.data) <= 12_000_000
+    assert manifest.model.name in artefact.path.stem
+    assert manifest.trained_on
+    assert manifest.licence
+    assert {"recipe", "commit", "cpu"} <= manifest.provenance.keys()
+    assert manifest.parity is not None
+    assert max(manifest.parity["onnxruntime"], manifest.parity["openvino"]) <= 1e-4
+
+
+def test_the_card_repeats_the_manifest() -> None:
+    artefact = read_artefact(bundled_artefact())
+    card = artefact.path.with_suffix(".md").read_text(encoding="utf-8")
+    accuracy = artefact.manifest.accuracy
+    assert accuracy is not None
+    shares = (f"{accuracy['top1']:.2%}", f"{accuracy['top5']:.2%}")
+    for fact in (artefact.sha256, artefact.manifest.licence, *shares):
+        assert fact in card
