@@ -111,4 +111,7 @@ def _try_engine(name: str, artefact: Artefact | None) -> dict[str, Any]:
         engine.run(np.zeros(shape, np.float32))
     except VitesseError as error:
         return {"installed": True, "ok": False, "error": str(error)}
+    except Exception as error:  # a broken installation fails in its import, in any way; that is the finding
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return {"installed": True, "ok": False, "error": reason}
     return {"installed": True, "ok": True, "ms": round((time.perf_counter() - started) * 1000, 2)}

@@ -49,18 +49,27 @@ def _expand(source: str, limits: ImageLimits) -> Iterable[Picture]:
         return _from_stdin(limits)
     if source.startswith(SAMPLE) and not os.path.lexists(source):
         return [(source, _sample(source.removeprefix(SAMPLE)).read_bytes())]
+    if not source:
+        raise ConfigError("expected a file or folder, got an empty name; is a shell variable unset?")
     if glob.has_magic(source) and not os.path.lexists(source):
-        matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (Path.glob refuses absolute ones)
-        if not matches:
-            raise ConfigError(f"{source}: no file matches; check the pattern and the folder you are in")
-        return [picture for match in matches for picture in _from_path(Path(match))]
+        return _from_glob(source)
     return _from_path(Path(source))
 
 
-def _from_path(path: Path) -> list[Picture]:
+def _from_glob(pattern: str) -> list[Path]:
+    """What a pattern matches, every picture once: `**` matches a folder and the files in it too."""
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path.glob refuses absolute ones)
+    paths = [Path(match) for match in matches]
+    found = dict.fromkeys(file for path in paths for file in (_walk(path) if path.is_dir() else (path,)))
+    if not found:
+        raise ConfigError(f"{pattern}: no file matches; check the pattern and the folder you are in")
+    return [*found]
+
+
+def _from_path(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found: list[Picture] = [*_walk(path)]
+    found = [*_walk(path)]
     if not found:
         raise ConfigError(f"{path}: the folder holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return found
@@ -76,7 +85,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _from_stdin(limits: ImageLimits) -> list[Picture]:
-    start = sys.stdin.buffer.read(12)
+    start = sys.stdin.buffer.read(12) if sys.stdin is not None else b""  # None where it is closed
     if not start.strip():
         raise ConfigError("-: standard input is empty; expected a picture, or paths line by line")
     if _is_picture(start):

@@ -119,6 +119,12 @@ def test_graphs_nested_without_end_are_refused():
         read_onnx(b"\x08\x08" + field(7, inner))
 
 
+def test_a_length_beyond_its_message_is_malformed():
+    inputs = b"\x5a\x7f" + b"\x0a\x01x"  # graph input of 127 bytes, where three follow
+    with pytest.raises(MalformedError, match="cut short"):
+        read_onnx(b"\x08\x08\x3a" + bytes([len(inputs)]) + inputs)
+
+
 def test_paths_that_are_no_file(tmp_path):
     refused(tmp_path / "none.onnx", "does not exist")
     refused(tmp_path, "is not a file")

@@ -57,8 +57,7 @@ def _vitesse(
       vitesse train photos/ --model efficientvit_m1 --out runs/mine
       vitesse doctor
     """
-    if debug:
-        os.environ[DEBUG] = "1"
+    context.ensure_object(dict)["debug"] = debug
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         return WRONG_USAGE
@@ -67,12 +66,15 @@ def _vitesse(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and give its exit code; whatever goes wrong is one line on stderr."""
+    context: dict[str, bool] = {}
     try:
-        code = typer.main.get_command(app).main(list(arguments), prog_name="vitesse", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            list(arguments), prog_name="vitesse", standalone_mode=False, obj=context
+        )
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        if os.environ.get(DEBUG):
+        if context.get("debug") or os.environ.get(DEBUG):
             traceback.print_exc()
         message, code = _explain(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)

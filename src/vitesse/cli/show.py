@@ -48,13 +48,24 @@ def show_records(
             print("\n".join(_describe(record)))
         refused += record.error is not None
         if gallery is not None and record.error is None:
-            from vitesse.runtime.decode import read_image
-
-            gallery.add(read_image(picture[1] if isinstance(picture, tuple) else picture, limits), record)
+            refused += not _drawn(gallery, picture, record, limits)
     where = f", saved in {save}" if save is not None else ""
     done = len(pictures) - refused
     say(f"{done} {'picture' if done == 1 else 'pictures'} classified, {refused} refused{where}")
     return SOME_REFUSED if refused else DONE
+
+
+def _drawn(gallery: Any, picture: Picture, record: Classification, limits: ImageLimits) -> bool:
+    """Save one picture; one that went away since, or is cut short where it was not needed, is named."""
+    from vitesse.errors import ImageError
+    from vitesse.runtime.decode import read_image
+
+    try:
+        gallery.add(read_image(picture[1] if isinstance(picture, tuple) else picture, limits), record)
+    except ImageError as error:
+        say(f"{record.source}: not saved: {error}")
+        return False
+    return True
 
 
 def _gallery(save: Path | None) -> Any:

@@ -14,6 +14,9 @@ from vitesse.results import Classification, Prediction
 MIN_SIDE, MAX_SIDE = 480, 1280
 """The longer side of the drawn picture; smaller and larger ones are scaled to it."""
 
+MAX_STEM = 120
+"""Bytes of a source's name that its file keeps; file systems take 255 in all."""
+
 _PANEL, _TRACK, _TEXT, _DIM_TEXT = "#15181d", "#2b313a", "#f2f4f7", "#a9b2bf"
 _FIRST, _OTHERS = "#3fbf8f", "#5f7f9e"
 _FONT_SHARE = 36
@@ -62,7 +65,8 @@ class Gallery:
 
     def _name(self, source: str) -> str:
         last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
-        stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")[:100] or "stdin"
+        stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
+        stem = stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
         number, name = 1, f"{stem}.labels.jpg"
         while name.lower() in self._used:
             number += 1

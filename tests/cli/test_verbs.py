@@ -1,0 +1,157 @@
+"""The other verbs: what they print, what they refuse, which flags they have."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import vitesse.cli
+from vitesse.cli import app, run
+from vitesse.runtime.artefact import Artefact
+
+Capture = pytest.CaptureFixture[str]
+
+FLAGS = {
+    "predict": "--arch --batch-size --engine --json --max-bytes --max-pixels --model --save --threads "
+    "--top-k",
+    "train": "--json --model --out --recipe",
+    "evaluate": "--arch --batch-size --engine --json --limit --model --split --threads",
+    "export": "--arch --data --format --json --licence --out --precision --split --trained-on",
+    "models": "--json",
+    "convert": "--image-size --json --model --num-classes --out --to",
+    "doctor": "--json",
+}
+
+
+def flags_of(verb: str) -> set[str]:
+    command: Any = typer.main.get_command(app)
+    options = [parameter.opts for parameter in command.commands[verb].params]
+    return {name for names in options for name in names if name.startswith("--")}
+
+
+def test_verbs_and_their_flags_change_only_on_purpose() -> None:
+    command: Any = typer.main.get_command(app)
+    assert set(command.commands) == set(FLAGS)
+    assert {verb: " ".join(sorted(flags_of(verb))) for verb in FLAGS} == FLAGS
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_help_has_examples(verb: str, capsys: Capture) -> None:
+    assert run([verb, "--help"]) == 0
+    assert f"vitesse {verb}" in capsys.readouterr().out.partition("Examples:")[2]
+
+
+def test_the_version_is_the_packages(capsys: Capture) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitesse {vitesse.__version__}\n"
+    assert run([]) == 2
+    assert "predict" in capsys.readouterr().err
+    assert run(["predct"]) == 2
+    assert "predict" in capsys.readouterr().err
+
+
+def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
+    assert run(["models", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == [f"efficientvit_m{i}" for i in range(6)]
+    assert {"name", "family", "params", "macs", "image_size", "top1"} <= rows[0].keys()
+    assert (rows[5]["params"], rows[5]["top1"]) == (12_473_772, 0.771)
+    assert run(["models", "*_m5"]) == 0
+    assert "12.5" in capsys.readouterr().out
+    assert run(["models", "nothing*"]) == 1
+
+
+def test_doctor_reports_what_a_bug_report_needs(capsys: Capture) -> None:
+    assert run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"versions", "cpu", "engines", "extras", "bundled", "cache", "ok"} <= report.keys()
+    assert report["engines"]["onnxruntime"]["ok"] is True
+    assert report["versions"]["numpy"]
+    assert report["extras"]["demo"] == {
+        "installed": True,
+        "missing": [],
+        "install": "pip install 'vitesse[demo]'",
+    }
+
+
+def test_evaluate_prints_fractions(
+    tiny_artefact: Artefact, tmp_path: Path, paint_classes: Callable[..., Path], capsys: Capture
+) -> None:
+    data = paint_classes(tmp_path, per_class=4)
+    (data / "red" / "000.png").write_bytes(b"broken")
+    arguments = [
+        "evaluate",
+        str(data),
+        "--model",
+        str(tiny_artefact.path),
+        "--engine",
+        "onnxruntime",
+        "--json",
+    ]
+    assert run(arguments) == 3
+    scores = json.loads(capsys.readouterr().out)
+    assert {"top1", "top5", "images", "refused", "engine", "model", "precision"} <= scores.keys()
+    assert (scores["images"], scores["refused"]) == (11, 1)
+    assert 0 <= scores["top1"] <= scores["top5"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "{tmp}/absent"], 1, "no such file or folder"),
+        (
+            ["train", "{tmp}", "--model", "efficientvit_m0", "--out", "{tmp}/o", "epoch=3"],
+            2,
+            "did you mean epochs",
+        ),
+        (["train", "{tmp}", "--model", "efficientvit_m0", "--out", "{tmp}/o"], 1, "expected class folders"),
+        (["train", "{tmp}", "--out", "{tmp}/o"], 2, "--model"),
+        (["export", "efficientvit_m77", "--out", "{tmp}/m.onnx"], 2, "did you mean efficientvit_m"),
+        (["export", "{tmp}/absent.safetensors", "--out", "{tmp}/m.onnx"], 1, "absent.safetensors"),
+        (
+            ["convert", "{tmp}/absent.pth", "--model", "efficientvit_m0", "--out", "{tmp}/w.safetensors"],
+            1,
+            "absent.pth",
+        ),
+    ],
+)
+def test_refusals_are_one_line(
+    tmp_path: Path, capsys: Capture, arguments: list[str], code: int, message: str
+) -> None:
+    assert run([text.format(tmp=tmp_path) for text in arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_missing_extra_names_its_install_command(
+    tiny_artefact: Artefact, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    picture = str(Path(__file__).parent / "x.jpg")
+    assert run(["predict", picture, "--model", str(tiny_artefact.path), "--engine", "openvino"]) == 1
+    assert "pip install 'vitesse[openvino]'" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITESSE_DEBUG", "1")
+    assert run(["evaluate", str(tmp_path / "absent")]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitesse.evaluate.evaluate", interrupt)
+    assert run(["evaluate", "x"]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("interrupted")
