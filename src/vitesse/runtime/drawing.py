@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -27,7 +28,7 @@ def draw_classification(image: Image.Image, result: Classification) -> Image.Ima
     """The picture in RGB, its longer side within `MIN_SIDE` and `MAX_SIDE`, with a caption panel under it.
 
     The panel is at least `MIN_SIDE` wide and has one row a prediction: label, bar, score in per cent. The
-    font knows Western letters only.
+    font is ASCII: accents are left out, and what no ASCII letter stands for becomes `?`.
     """
     image = _scaled(image.convert("RGB"))
     width = max(MIN_SIDE, image.width)
@@ -116,9 +117,16 @@ def _bar(draw: ImageDraw.ImageDraw, line: tuple[int, int, int], height: int, sha
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text, its end cut off where it is wider than `width`."""
-    text = " ".join(text.split())
+    text = _ascii(" ".join(text.split()))
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text.rstrip()}..."
+
+
+def _ascii(text: str) -> str:
+    """The text in the letters that Pillow's font has; it would draw an empty box for any other."""
+    letters = unicodedata.normalize("NFKD", text)
+    kept = [letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cc", "Cf")]
+    return "".join(letter if letter.isascii() else "?" for letter in kept)
