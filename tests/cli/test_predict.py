@@ -1,339 +1,171 @@
-"""`vitesse predict`: one record an input whatever happens, people's text apart from machines'."""
+"""`vitesse predict`: one record an input whatever happens, exit codes, streams kept apart."""
 
 from __future__ import annotations
 
-import os
+import io
+import json
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from vitesse.runtime.imaging import load_tensor
+from vitesse.cli import run
+from vitesse.runtime.artefact import Artefact
 
-RECORD = ["source", "task", "model", "predictions", "error"]
-PREDICTION = ["label", "index", "score"]
-
-
-def sources(done):
-    return [record["source"] for record in done.records]
+Capture = pytest.CaptureFixture[str]
+VITESSE = [sys.executable, "-c", "from vitesse.cli import main; main()"]
 
 
-def test_a_record_has_the_promised_fields_and_the_model_s_answer(
-    predict, album, tiny_artefact, tiny_reference
-):
-    done = predict(album / "b.jpg", "--json")
-    (record,) = done.records
-    assert done.code == 0
-    assert sorted(record) == sorted(RECORD)
-    assert (record["source"], record["task"], record["model"]) == (str(album / "b.jpg"), "classify", "tiny")
-    assert record["error"] is None
-    logits = tiny_reference(load_tensor(album / "b.jpg", tiny_artefact.manifest.preprocess)[None])[0]
-    shares = np.exp(logits) / np.exp(logits).sum()
-    assert [list(p) for p in record["predictions"]] == [PREDICTION] * 5
-    assert [p["index"] for p in record["predictions"]] == np.argsort(-logits)[:5].tolist()
-    assert [p["label"] for p in record["predictions"]] == [
-        f"class {index}" for index in np.argsort(-logits)[:5]
+@pytest.fixture
+def model(tiny_artefact: Artefact) -> list[str]:
+    return ["--model", str(tiny_artefact.path), "--engine", "onnxruntime"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Callable[..., Image.Image]) -> Path:
+    """Two good pictures, a corrupt one, and a file that is none."""
+    root = tmp_path / "photos"
+    (root / "inner").mkdir(parents=True)
+    photo(seed=1).save(root / "a.jpg")
+    photo(seed=2).save(root / "inner" / "a.png")
+    (root / "broken.jpg").write_bytes((root / "a.jpg").read_bytes()[:200])
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def records(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_input_gets_one_record_and_the_others_go_on(
+    folder: Path, model: list[str], capsys: Capture
+) -> None:
+    sources = [
+        str(folder / "a.jpg"),
+        str(folder / "absent.jpg"),
+        str(folder / "broken.jpg"),
+        str(folder / "inner"),
     ]
-    np.testing.assert_allclose([p["score"] for p in record["predictions"]], -np.sort(-shares)[:5], atol=1e-5)
+    assert run(["predict", *sources, *model, "--top-k", "3", "--json"]) == 3
+    out, err = capsys.readouterr()
+    found = records(out)
+    assert [record["source"] for record in found] == [*sources[:3], str(folder / "inner" / "a.png")]
+    assert [record["error"] is None for record in found] == [True, False, False, True]
+    assert set(found[0]) == {"source", "task", "model", "predictions", "error"}
+    assert set(found[0]["predictions"][0]) == {"label", "index", "score"}  # type: ignore[index]
+    assert [len(record["predictions"]) for record in found] == [3, 0, 0, 3]  # type: ignore[arg-type]
+    assert "2 pictures classified, 2 refused" in err
+    assert "Traceback" not in out + err
 
 
-def test_json_goes_to_stdout_and_words_to_stderr(predict, album):
-    done = predict(album, "--json")
-    assert len(done.records) == len(done.out.splitlines()) == 3
-    assert "3 pictures classified, 0 refused" in done.err
-    assert "{" not in done.err
+def test_folders_are_searched_and_globs_expanded(folder: Path, model: list[str], capsys: Capture) -> None:
+    (folder / "broken.jpg").unlink()
+    assert run(["predict", str(folder), *model, "--json"]) == 0
+    assert len(records(capsys.readouterr().out)) == 2
+    assert run(["predict", str(folder / "*" / "*.png"), *model, "--json"]) == 0
+    assert len(records(capsys.readouterr().out)) == 1
 
 
-def test_people_get_a_table(predict, album):
-    done = predict(album / "b.jpg", "--top-k", 2)
-    first, *rows = done.out.splitlines()
-    assert first == str(album / "b.jpg")
-    assert len(rows) == 2
-    assert all(row.lstrip().startswith("class ") and "%" in row for row in rows)
-    assert "1 picture classified" in done.err
+def test_people_get_labels_with_shares(folder: Path, model: list[str], capsys: Capture) -> None:
+    assert run(["predict", str(folder / "a.jpg"), *model, "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(folder / "a.jpg")
+    assert len(lines) == 3
+    assert all("%" in line and "class" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize(("asked", "given"), [(1, 1), (3, 3), (99, 10)])
-def test_top_k(predict, album, asked, given):
-    (record,) = predict(album / "b.jpg", "--json", "--top-k", asked).records
-    assert len(record["predictions"]) == given
+@pytest.mark.parametrize("listed", [True, False])
+def test_standard_input_is_a_picture_or_a_list(
+    folder: Path, model: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    content = (
+        f"{folder / 'a.jpg'}\n{folder / 'inner' / 'a.png'}\n".encode()
+        if listed
+        else (folder / "a.jpg").read_bytes()
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert run(["predict", "-", *model, "--json"]) == 0
+    assert len(records(capsys.readouterr().out)) == (2 if listed else 1)
 
 
-def test_options_do_not_change_the_answer(predict, album):
-    plain = predict(album, "--json").out
-    assert predict(album, "--json", "--batch-size", 1, "--threads", 1).out == plain
-    assert predict(album, "--json", "--batch-size", 64).out == plain
-
-
-def test_folders_are_searched_to_any_depth_by_name(predict, album):
-    expected = [album / "b.jpg", album / "deep" / "a.PNG", album / "deep" / "er" / "c.webp"]
-    assert sources(predict(album, "--json")) == list(map(str, expected))
-
-
-def test_globs(predict, album, monkeypatch):
-    monkeypatch.chdir(album)
-    assert sources(predict("*.jpg", "deep/*.PNG", "--json")) == ["b.jpg", "deep/a.PNG"]
-    assert sources(predict("deep/**/*.webp", "--json")) == ["deep/er/c.webp"]
-
-
-def test_a_recursive_glob_gives_every_picture_once(predict, album):
-    (album / "notes.txt").unlink()
-    (album / "empty").mkdir()
-    done = predict(f"{album}/**", "--json")
-    expected = [album / "b.jpg", album / "deep" / "a.PNG", album / "deep" / "er" / "c.webp"]
-    assert sorted(sources(done)) == sorted(map(str, expected))
-    assert done.code == 0
-
-
-def test_a_file_whose_name_looks_like_a_glob_or_a_sample_is_that_file(predict, album, photo, monkeypatch):
-    monkeypatch.chdir(album)
-    photo(seed=8).save("[1].jpg")
-    photo(seed=9).save("sample:rocket", "JPEG")
-    done = predict("[1].jpg", "sample:rocket", "--json")
-    named, sampled = done.records
-    assert [named["source"], sampled["source"]] == ["[1].jpg", "sample:rocket"]
-    assert predict("./sample:rocket", "--json").records[0]["predictions"] == sampled["predictions"]
-
-
-def test_a_picture_on_standard_input(predict, album):
-    for path in (album / "b.jpg", album / "deep" / "a.PNG", album / "deep" / "er" / "c.webp"):
-        (piped,) = predict("-", "--json", stdin=path.read_bytes()).records
-        (direct,) = predict(path, "--json").records
-        assert piped == {**direct, "source": "-"}
-
-
-def test_a_list_of_paths_on_standard_input(predict, album):
-    listed = f"{album / 'b.jpg'}\r\n\n{album / 'deep'}\n{album / 'gone.jpg'}"
-    done = predict("-", "--json", stdin=listed.encode())
-    deeper = [album / "deep" / "a.PNG", album / "deep" / "er" / "c.webp"]
-    assert sources(done) == list(map(str, [album / "b.jpg", *deeper, album / "gone.jpg"]))
-    assert done.code == 3
-
-
-def test_standard_input_that_is_neither_is_one_refusal(predict):
-    done = predict("-", "--json", stdin=b"GIF89a\x01\x00\x01\x00" + bytes(40))
-    (record,) = done.records
-    assert done.code == 3
-    assert record["source"] == "-"
-    assert "JPEG, PNG or WebP" in record["error"]
-
-
-@pytest.mark.parametrize("stdin", [b"", b"  \n\n"])
-def test_empty_standard_input_is_wrong_usage(predict, one_error, stdin):
-    assert "standard input is empty" in one_error(predict("-", stdin=stdin), 2)
-
-
-def test_closed_standard_input_is_wrong_usage(predict, one_error, monkeypatch):
-    monkeypatch.setattr("io.TextIOWrapper", lambda stream: None)
-    assert "standard input is empty" in one_error(predict("-"), 2)
-
-
-def test_samples(predict):
-    pytest.importorskip("skimage")
-    done = predict("sample:rocket", "sample:coffee", "--json")
-    assert (done.code, sources(done)) == (0, ["sample:rocket", "sample:coffee"])
-    assert done.records[0]["predictions"] != done.records[1]["predictions"]
-
-
-def test_an_unknown_sample_is_wrong_usage(predict, one_error):
-    assert "did you mean rocket?" in one_error(predict("sample:rokcet"), 2)
-    assert "known: astronaut, chelsea, coffee" in one_error(predict("sample:"), 2)
-
-
-def test_bad_files_are_refused_and_all_others_delivered(predict, album):
-    whole = (album / "b.jpg").read_bytes()
-    (album / "corrupt.jpg").write_bytes(whole[:60] + bytes(len(whole) - 60))
-    (album / "empty.png").touch()
-    bad = [album / "gone.jpg", album / "corrupt.jpg", album / "empty.png"]
-    good = [album / "b.jpg", album / "deep" / "a.PNG", album / "deep" / "er" / "c.webp"]
-    mixed = [bad[0], good[0], bad[1], good[1], bad[2], good[2]]
-    done = predict(*mixed, "--json", "--batch-size", 2)
-    assert done.code == 3
-    assert sources(done) == list(map(str, mixed))
-    for record in done.records:
-        assert sorted(record) == sorted(RECORD)
-        refused = record["source"] in map(str, bad)
-        assert (record["error"] is not None, record["predictions"] == []) == (refused, refused)
-        assert "\n" not in (record["error"] or "")
-    alone = {record["source"]: record for record in predict(*good, "--json").records}
-    assert [r for r in done.records if r["error"] is None] == [alone[str(path)] for path in good]
-    assert "3 pictures classified, 3 refused" in done.err
-    assert "Traceback" not in done.err
-
-
-def test_people_read_the_reason_too(predict, tmp_path):
-    done = predict(tmp_path / "gone.jpg")
-    assert done.code == 3
-    assert done.out == f"{tmp_path / 'gone.jpg'}: refused: the file cannot be read: no such file or directory\n"
-
-
-@pytest.mark.parametrize(("flag", "says"), [("--max-pixels", "megapixels"), ("--max-bytes", "MiB")])
-def test_caps_can_be_lowered(predict, album, flag, says):
-    done = predict(album / "b.jpg", "--json", flag, 100)
-    assert done.code == 3
-    assert says in done.records[0]["error"]
-
-
-def test_a_folder_or_pattern_without_pictures_is_wrong_usage(predict, one_error, tmp_path, album):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{empty}"], "picture"),
+        (["{empty}/*.jpg"], "no file matches"),
+        (["sample:rockt"], "did you mean rocket"),
+        (["{empty}/x.jpg", "--top-k", "0"], "top-k"),
+        (["{empty}/x.jpg", "--engine", "tensorrt"], "engine"),
+        (["{empty}/x.jpg", "--modle", "x"], "--model"),
+        ([], "SOURCE"),
+        (["{empty}/x.jpg", "--model", "efficientvit_m9"], "did you mean efficientvit_m"),
+        (["{empty}/x.jpg", "--model", "{empty}/w.pth"], "vitesse convert"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: Capture, arguments: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures (.jpeg, .jpg, .png, .webp)" in one_error(predict(tmp_path / "empty"), 2)
-    assert "holds no pictures" in one_error(predict(album, tmp_path / "empty"), 2)
-    assert "no file matches" in one_error(predict(f"{album}/*.gif"), 2)
-    assert "no file matches" in one_error(predict(f"{tmp_path}/emp*"), 2)
+    code = run(["predict", *(text.format(empty=tmp_path / "empty") for text in arguments)])
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
 
 
-def test_an_empty_name_is_not_the_current_folder(predict, one_error, album, monkeypatch):
-    monkeypatch.chdir(album)
-    assert "empty name" in one_error(predict(""), 2)
+def test_a_plain_onnx_file_is_refused(
+    make_artefact: Callable[..., Path], folder: Path, capsys: Capture
+) -> None:
+    assert run(["predict", str(folder / "a.jpg"), "--model", str(make_artefact(manifest=None))]) == 1
+    assert "without a Vitesse manifest" in capsys.readouterr().err
 
 
-def test_save_draws_every_good_picture_and_keeps_names_apart(predict, album, photo, tmp_path):
-    for folder, size in {"one": (100, 80), "two": (600, 300), "three": (3000, 1500)}.items():
-        (tmp_path / folder).mkdir()
-        photo(*size).save(tmp_path / folder / "Same.jpg")
-    photo(20, 200).save(tmp_path / "one" / "same.png")
-    (tmp_path / "one" / "bad.jpg").touch()
-    out = tmp_path / "out" / "deeper"
-    done = predict(*(tmp_path / folder for folder in ("one", "two", "three")), "--save", out, "--top-k", 2)
-    assert done.code == 3
-    assert f"saved in {out}" in done.err
-    saved = {path.name: Image.open(path) for path in out.iterdir()}
-    caption = {name: image.height for name, image in saved.items()}
-    for name, (width, height) in {
-        "Same.labels.jpg": (480, 384),
-        "same-2.labels.jpg": (480, 480),
-        "Same-3.labels.jpg": (600, 300),
-        "Same-4.labels.jpg": (1280, 640),
-    }.items():
-        assert saved[name].width == width
-        assert width / 36 * 1.75 * 2 < caption.pop(name) - height < width / 36 * 1.75 * 4
-    assert caption == {}
+def test_saved_pictures_stay_in_their_folder_and_do_not_collide(
+    folder: Path, model: list[str], tmp_path: Path
+) -> None:
+    sources = [str(folder / "a.jpg"), str(folder / "inner" / "a.png"), f"{folder}/inner/../a.jpg"]
+    assert run(["predict", *sources, *model, "--save", str(tmp_path / "out")]) == 0
+    saved = sorted((tmp_path / "out").iterdir())
+    assert len(saved) == 3
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("out", "photos")]
+    for path in saved:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 48
 
 
-def test_save_shows_the_picture_and_the_score(predict, tmp_path):
-    Image.new("RGB", (500, 300), (200, 30, 30)).save(tmp_path / "red.png")
-    (record,) = predict(tmp_path / "red.png", "--save", tmp_path / "out", "--json", "--top-k", 1).records
-    drawn = np.asarray(Image.open(tmp_path / "out" / "red.labels.jpg").convert("RGB")).astype(int)
-    assert np.abs(drawn[5:290] - (200, 30, 30)).max() <= 4
-    green = (np.abs(drawn[300:] - (0x3F, 0xBF, 0x8F)).sum(axis=2) < 60).any(axis=0)
-    track = 500 - round(500 / 36) - round(500 / 36 * 4.2) - 200
-    assert green.sum() == pytest.approx(record["predictions"][0]["score"] * track, abs=4)
+@pytest.mark.parametrize("name", ["rocket", "coffee", "motorcycle", "astronaut", "chelsea"])
+def test_sample_photos_are_found(name: str, model: list[str], capsys: Capture) -> None:
+    assert run(["predict", f"sample:{name}", *model, "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["source"] == f"sample:{name}"
 
 
-def test_save_writes_nowhere_else(predict, tmp_path, photo, monkeypatch):
-    inside = tmp_path / "work" / "in"
-    inside.mkdir(parents=True)
-    names = ["..jpg", "...jpg", "a:b.jpg", "-.png", "back\\slash.jpg", "naïve.jpg", "noending", "語" * 80 + ".jpg"]
-    for name in names:
-        photo().save(inside / name, "PNG")
-    (tmp_path / "victim").write_text("safe")
-    out = tmp_path / "work" / "out"
-    out.mkdir()
-    (out / "noending.labels.jpg").symlink_to(tmp_path / "victim")
-    monkeypatch.chdir(inside)
-    before = sorted(path for path in tmp_path.rglob("*") if out not in path.parents)
-    done = predict(*(f"./{name}" for name in names), "../in/../in/a:b.jpg", "--save", out)
-    assert done.code == 0
-    assert sorted(path for path in tmp_path.rglob("*") if out not in path.parents) == before
-    assert (tmp_path / "victim").read_text() == "safe"
-    assert len(list(out.iterdir())) == len(names) + 1
-    assert all(path.is_file() and not path.is_symlink() for path in out.iterdir())
+def test_a_reader_that_has_seen_enough_is_no_error(folder: Path, model: list[str]) -> None:
+    many = [str(folder / "a.jpg")] * 3000
+    process = subprocess.Popen(
+        [*VITESSE, "predict", *many, *model, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(60)
 
 
-def test_a_picture_that_went_away_before_it_was_drawn_spoils_no_other(predict, album, tmp_path, monkeypatch):
-    from vitesse.errors import ImageError
-    from vitesse.runtime import decode
-
-    read = decode.read_image
-
-    def gone(source, *rest):
-        if source == album / "b.jpg":
-            raise ImageError("the file cannot be read")
-        return read(source, *rest)
-
-    monkeypatch.setattr(decode, "read_image", gone)
-    done = predict(album, "--json", "--save", tmp_path / "out")
-    assert done.code == 3
-    assert [record["error"] for record in done.records] == [None] * 3
-    assert f"{album / 'b.jpg'}: not saved: the file cannot be read" in done.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.labels.jpg", "c.labels.jpg"]
-
-
-def test_save_into_a_file_fails_in_one_line(predict, one_error, album):
-    assert "b.jpg: file exists" in one_error(predict(album, "--save", album / "b.jpg"), 1)
-
-
-def test_an_unknown_model_lists_the_nearest(vitesse, one_error, album, bundled):
-    said = one_error(vitesse("predict", album, "--model", "efficientvit_m9"), 2)
-    assert "efficientvit_m9" in said
-    assert "did you mean efficientvit_m" in said
-
-
-def test_a_known_model_without_an_artefact_says_how_to_make_one(vitesse, one_error, album, bundled):
-    said = one_error(vitesse("predict", album, "--model", "efficientvit_m5"), 1)
-    assert "vitesse export efficientvit_m5 --out efficientvit_m5.onnx" in said
-
-
-def test_the_bundled_model_is_the_default(vitesse, album, bundled):
-    (record,) = vitesse("predict", album / "b.jpg", "--engine", "onnxruntime", "--json").records
-    assert record["model"] == "tiny"
-
-
-def test_models_of_other_kinds_are_refused(vitesse, one_error, album, bundled, make_artefact, tmp_path):
-    plain = one_error(vitesse("predict", album, "--model", make_artefact(None)), 1)
-    assert "plain ONNX model without a Vitesse manifest" in plain
-    assert "vitesse export" in plain
-    gone = one_error(vitesse("predict", album, "--model", tmp_path / "gone.onnx"), 1)
-    assert "does not exist" in gone
-    assert "vitesse convert" in one_error(vitesse("predict", album, "--model", tmp_path / "gone.pth"), 2)
-    (tmp_path / "torn.onnx").write_bytes(make_artefact().read_bytes()[:200])
-    assert "torn.onnx" in one_error(vitesse("predict", album, "--model", tmp_path / "torn.onnx"), 1)
-
-
-def test_a_checkpoint_wants_no_other_engine(vitesse, one_error, album):
-    said = one_error(vitesse("predict", album, "--model", "a.safetensors", "--engine", "openvino"), 2)
-    assert "vitesse export" in said
-
-
-def test_arch_is_for_checkpoints(predict, one_error, album):
-    assert "expected a checkpoint" in one_error(predict(album, "--arch", "efficientvit_m0"), 2)
-
-
-def test_a_missing_engine_names_its_install_command(vitesse, one_error, album, tiny_artefact, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    arguments = ("predict", album, "--model", tiny_artefact.path)
-    said = one_error(vitesse(*arguments, "--engine", "openvino"), 1)
-    assert said == "this needs openvino, which is not installed: pip install 'vitesse[openvino]'"
-    assert vitesse(*arguments).code == 0  # auto takes what there is
-
-
-def test_missing_samples_name_their_install_command(predict, one_error, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    assert "pip install 'vitesse[demo]'" in one_error(predict("sample:rocket"), 1)
-
-
-def test_an_interrupt_is_130_and_keeps_what_was_printed(predict, album, monkeypatch):
-    from vitesse.runtime.predictor import Predictor
-
-    stream = Predictor.stream
-
-    def interrupted(self, pictures):
-        yield next(iter(stream(self, pictures)))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Predictor, "stream", interrupted)
-    done = predict(album, "--json")
-    assert done.code == 130
-    assert sources(done) == [str(album / "b.jpg")]
-    assert done.err == "interrupted\n"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file names are bytes there alone")
-def test_a_name_that_is_no_text_is_escaped(predict, album, tmp_path):
-    name = os.fsdecode(b"caf\xe9.jpg")
-    (album / "b.jpg").rename(album / name)
-    done = predict(album / name, "--json", "--save", tmp_path / "out")
-    assert (done.code, sources(done)) == (0, [str(album / name)])
-    assert done.out.isascii()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["caf_.labels.jpg"]
+def test_predict_never_imports_torch(folder: Path, model: list[str]) -> None:
+    code = (
+        "import sys; from vitesse.cli import run\n"
+        f"assert run(['predict', {str(folder / 'a.jpg')!r}, *{model!r}, '--json']) == 0\n"
+        "assert not {'torch', 'timm', 'onnx', 'openvino'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

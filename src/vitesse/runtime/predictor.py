@@ -100,11 +100,10 @@ class Predictor:
         feed = _Feed(sources, lambda source: pool.submit(self._load, source))
         try:
             while True:
-                feed.fill(2 * self._batch_size)
+                feed.fill(2 * self._batch_size)  # one batch to run, one to decode meanwhile
                 names, loaded = feed.take(self._batch_size)
                 if not names:
                     break
-                feed.fill(2 * self._batch_size)  # keeps the workers busy while the engine runs
                 yield from self._classify(names, loaded)
             if feed.failure is not None:
                 raise feed.failure
