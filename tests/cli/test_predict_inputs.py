@@ -149,7 +149,8 @@ def test_bad_files_are_refused_and_all_others_delivered(predict, album):
 def test_people_read_the_reason_too(predict, tmp_path):
     done = predict(tmp_path / "gone.jpg")
     assert done.code == 3
-    assert done.out == f"{tmp_path / 'gone.jpg'}: refused: the file cannot be read: no such file or directory\n"
+    reason = "the file cannot be read: no such file or directory"
+    assert done.out == f"{tmp_path / 'gone.jpg'}: refused: {reason}\n"
 
 
 @pytest.mark.parametrize(("flag", "says"), [("--max-pixels", "megapixels"), ("--max-bytes", "MiB")])
@@ -212,7 +213,8 @@ def test_save_shows_the_picture_and_the_score(predict, tmp_path):
 def test_save_writes_nowhere_else(predict, tmp_path, photo, monkeypatch):
     inside = tmp_path / "work" / "in"
     inside.mkdir(parents=True)
-    names = ["..jpg", "...jpg", "a:b.jpg", "-.png", "back\\slash.jpg", "naïve.jpg", "noending", "語" * 80 + ".jpg"]
+    names = ["..jpg", "...jpg", "a:b.jpg", "-.png", "back\\slash.jpg", "naïve.jpg", "noending"]
+    names.append("語" * 80 + ".jpg")
     for name in names:
         photo().save(inside / name, "PNG")
     (tmp_path / "victim").write_text("safe")

@@ -199,7 +199,8 @@ def test_convert_goes_there_and_back(vitesse, one_error, tmp_path):
     first, last = (load_file(tmp_path / name) for name in ("b.safetensors", "d.safetensors"))
     assert first.keys() == last.keys()
     assert all(torch.equal(first[name], last[name]) for name in first)
-    one_error(vitesse("convert", tmp_path / "a.pth", "--model", "efficientvit_m5", "--out", "x.safetensors"), 1)
+    wrong = ("--model", "efficientvit_m5", "--out", tmp_path / "e.safetensors")
+    one_error(vitesse("convert", tmp_path / "a.pth", *wrong), 1)
 
 
 def test_convert_runs_no_code(vitesse, one_error, tmp_path):
