@@ -1,4 +1,4 @@
-"""What `vitesse predict` reads and writes, case by case; `test_predict.py` has the outline."""
+"""`vitesse predict`: one record an input whatever happens, people's text apart from machines'."""
 
 from __future__ import annotations
 
@@ -327,3 +327,35 @@ def test_a_name_that_is_no_text_is_escaped(predict, album, tmp_path):
     assert (done.code, sources(done)) == (0, [str(album / name)])
     assert done.out.isascii()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["caf_.labels.jpg"]
+
+
+def test_people_get_a_table(predict, album):
+    done = predict(album / "b.jpg", "--top-k", 2)
+    first, *rows = done.out.splitlines()
+    assert first == str(album / "b.jpg")
+    assert len(rows) == 2
+    assert all(row.lstrip().startswith("class ") and "%" in row for row in rows)
+    assert "1 picture classified" in done.err
+
+
+def test_samples(predict):
+    pytest.importorskip("skimage")
+    names = [f"sample:{name}" for name in ("rocket", "coffee", "motorcycle", "astronaut", "chelsea")]
+    done = predict(*names, "--json")
+    assert (done.code, sources(done)) == (0, names)
+    assert len({str(record["predictions"]) for record in done.records}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.jpg", "--top-k", "0"], "top-k"),
+        (["x.jpg", "--engine", "tensorrt"], "engine"),
+        (["x.jpg", "--modle", "x"], "--model"),
+        ([], "SOURCE"),
+    ],
+)
+def test_wrong_usage(vitesse, one_error, arguments, message):
+    said = one_error(vitesse("predict", *arguments), 2)
+    assert message in said
+    assert said.endswith("see `vitesse predict --help`")

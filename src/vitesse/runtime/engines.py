@@ -50,6 +50,8 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
+        # Idle threads that spin take the processor from those that decode: 3.8 against 2.6 ms a photo in all.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # fatal only: what fails comes back as an exception
         wanted = "CPUExecutionProvider"
         with _refusing(self.name, "refused the model"):

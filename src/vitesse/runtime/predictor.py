@@ -28,6 +28,9 @@ Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[np.uint8
 Loaded = NDArray[np.float32] | str
 """What came of a source: its tensor (C, H, W), or why there is none."""
 
+AHEAD = 4
+"""Batches under way at most: one that runs, the others decoded meanwhile, so that neither half waits."""
+
 
 class Predictor:
     """Classifies pictures with one artefact.
@@ -82,7 +85,7 @@ class Predictor:
         """Classify sources as they come, however many.
 
         Every source gives one record, in order; what cannot be decoded, or makes the engine fail, gives one
-        with `error` set and does not affect others. Sources are read at most two batches ahead. Closing
+        with `error` set and does not affect others. Sources are read at most `AHEAD` batches ahead. Closing
         the iterator early stops the decoding. An unnamed source is called `input N`, counted from 0.
 
         Raises:
@@ -100,7 +103,7 @@ class Predictor:
         feed = _Feed(sources, lambda source: pool.submit(self._load, source))
         try:
             while True:
-                feed.fill(2 * self._batch_size)  # one batch to run, one to decode meanwhile
+                feed.fill(AHEAD * self._batch_size)
                 names, loaded = feed.take(self._batch_size)
                 if not names:
                     break

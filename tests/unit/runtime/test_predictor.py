@@ -10,7 +10,7 @@ from PIL import Image
 from vitesse.errors import ArtefactError, ConfigError, EngineError
 from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.imaging import ImageLimits, preprocess
-from vitesse.runtime.predictor import Predictor
+from vitesse.runtime.predictor import AHEAD, Predictor
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_million_sources_are_not_read_ahead(predictor, photo, encode):
     stream = predictor.stream(endless())
     assert taken == 0
     for given, _ in enumerate(itertools.islice(stream, 40)):
-        assert taken <= given + 1 + 2 * 4 + 4
+        assert taken <= given + 1 + AHEAD * 4
     stream.close()
 
 
