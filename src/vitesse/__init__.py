@@ -28,9 +28,9 @@ _HOMES = {
     "list_models": "vitesse.models",
 }
 _VERBS = ("train", "evaluate", "export")
+"""Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
 _EXTRAS = {"create_model": "torch", "list_models": "torch", "train": "train", "export": "export"}
 """What brings the packages that a name needs."""
-"""Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
 
 __all__ = [
     "Predictor",

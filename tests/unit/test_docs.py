@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vitesse.catalogue import models
+
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(
@@ -26,6 +28,22 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     found = list(FENCE.finditer(page.read_text(encoding="utf-8")))
     assert {block["language"] for block in found} <= LANGUAGES
     return [(b["language"], b["code"]) for b in found if b["mark"] is None and b["language"] != "text"]
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for page in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+        assert links
+        assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_the_readme_s_table_is_the_catalogue() -> None:
+    rows = re.findall(r"^\| (\w+_\w+) \| (.*) \|$", (REPOSITORY / "README.md").read_text(), re.M)
+    expected = [
+        (m.name, f"{m.params / 1e6:.1f} | {m.macs / 1e6:.0f} | {m.image_size[0]} | {m.top1 * 100:.1f}")
+        for m in models()
+    ]
+    assert rows == expected
 
 
 @pytest.fixture
