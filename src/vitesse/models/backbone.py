@@ -20,12 +20,14 @@ class Backbone(nn.Module, ABC):
         spec: enough to rebuild the module.
         feature_specs: name, channels and stride of each map of `forward_features`, finest first.
         min_image_size: shortest image side in pixels that gives every stage at least one position.
+        size_multiple: image sides must be multiples of so many pixels.
         head_prefixes: how the names of the classifier's parameters begin.
     """
 
     spec: ModelSpec
     feature_specs: tuple[FeatureSpec, ...]
     min_image_size: ClassVar[int]
+    size_multiple: ClassVar[int] = 1
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
     head: nn.Module
 
@@ -48,12 +50,48 @@ class Backbone(nn.Module, ABC):
 
     def check_input(self, x_BCHW: Tensor) -> None:
         """Refuse a batch that this model cannot take, with the shapes that it can."""
-        expected = (
-            f"(batch, {self.spec.in_chans}, height >= {self.min_image_size}, width >= {self.min_image_size})"
-        )
         shape = tuple(x_BCHW.shape)
-        if len(shape) != 4 or shape[1] != self.spec.in_chans or min(shape[2:]) < self.min_image_size:
-            raise ConfigError(f"{self.spec.name}: expected images of shape {expected}, got {shape}")
+        if len(shape) != 4 or shape[1] != self.spec.in_chans or not self.takes(shape[2], shape[3]):
+            expected = f"(batch, {self.spec.in_chans}, height, width)"
+            raise ConfigError(
+                f"{self.spec.name}: expected images of shape {expected}, {self._sizes()}, got {shape}"
+            )
+
+    def check_image_size(self) -> None:
+        """Refuse a spec whose image size this model cannot take, with the sizes that it can."""
+        height, width = self.spec.image_size
+        if not self.takes(height, width):
+            raise ConfigError(f"{self.spec.name}: expected {self._sizes()}, got image_size {height}x{width}")
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether images of this size in pixels work."""
+        return min(height, width) >= self.min_image_size and not (
+            height % self.size_multiple or width % self.size_multiple
+        )
+
+    def _sizes(self) -> str:
+        if self.size_multiple == 1:
+            return f"height and width at least {self.min_image_size}"
+        return f"height and width multiples of {self.size_multiple}"
+
+
+class StagedBackbone(Backbone):
+    """A backbone whose stem and stages follow one another; each stage gives a feature map.
+
+    Attributes:
+        stem: images to the first stage's input.
+        stages: one module for each of `feature_specs`.
+    """
+
+    stem: nn.Module
+    stages: nn.ModuleList
+
+    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        x_BCHW = self.stem(x_BCHW)
+        features = {}
+        for feature, stage in zip(self.feature_specs, self.stages, strict=True):
+            features[feature.name] = x_BCHW = stage(x_BCHW)
+        return features
 
 
 class FeatureExtractor(nn.Module):

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.backbone import Backbone
-from vitesse.models.layers import ClassifierHead, ConvNorm, FeedForward, Residual, SqueezeExcite
+from vitesse.models.backbone import StagedBackbone
+from vitesse.models.layers import (
+    ClassifierHead,
+    ConvNorm,
+    FeedForward,
+    PatchEmbed,
+    Residual,
+    Subsample,
+    SubsampledStage,
+)
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 
@@ -156,43 +163,7 @@ class Block(nn.Sequential):
         self.ffn1 = Residual(FeedForward(dim), drop_path)
 
 
-class PatchMerging(nn.Sequential):
-    """Inverted residual block with squeeze-excite that halves the map: (B, C, H, W) to (B, C', H/2, W/2)."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        hidden = 4 * in_dim
-        self.expand = ConvNorm(in_dim, hidden)
-        self.act1 = nn.ReLU()
-        self.depthwise = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
-        self.act2 = nn.ReLU()
-        self.se = SqueezeExcite(hidden, hidden // 4)
-        self.project = ConvNorm(hidden, out_dim)
-
-
-class Subsample(nn.Sequential):
-    """Patch merging between two stages, itself sandwiched between local mixing layers (3.3)."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.dw0 = Residual(ConvNorm(in_dim, in_dim, 3, groups=in_dim))
-        self.ffn0 = Residual(FeedForward(in_dim))
-        self.merge = PatchMerging(in_dim, out_dim)
-        self.dw1 = Residual(ConvNorm(out_dim, out_dim, 3, groups=out_dim))
-        self.ffn1 = Residual(FeedForward(out_dim))
-
-
-class Stage(nn.Sequential):
-    """Blocks at one resolution, after a subsampling in all stages but the first."""
-
-    def __init__(self, subsample: Subsample | None, blocks: list[Block]) -> None:
-        super().__init__()
-        if subsample is not None:
-            self.subsample = subsample
-        self.blocks = nn.Sequential(*blocks)
-
-
-class EfficientViT(Backbone):
+class EfficientViT(StagedBackbone):
     """EfficientViT-M: overlapping patch embedding, three stages at strides 16, 32 and 64, BN-linear head."""
 
     min_image_size = 16
@@ -204,25 +175,9 @@ class EfficientViT(Backbone):
             FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i)
             for i, dim in enumerate(config.embed_dim)
         )
-        self.stem = _stem(spec.in_chans, config.embed_dim[0])
+        self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0])
         self.stages = _stages(spec, config)
         self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
-
-    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
-        x_BCHW = self.stem(x_BCHW)
-        features = {}
-        for feature, stage in zip(self.feature_specs, self.stages, strict=True):
-            features[feature.name] = x_BCHW = stage(x_BCHW)
-        return features
-
-
-def _stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Four stride-2 convolutions, ReLU between them: stride 16."""
-    widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
-    layers: list[nn.Module] = []
-    for narrow, wide in pairwise(widths):
-        layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
@@ -242,7 +197,7 @@ def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
                 dim, config.num_heads[i], config.key_dim, config.kernels, attended
             )
             blocks.append(Block(dim, WindowAttention(attention, window), next(rates)))
-        stages.append(Stage(subsample, blocks))
+        stages.append(SubsampledStage(subsample, blocks))
     return stages
 
 

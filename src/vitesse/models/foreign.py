@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitesse.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, require
+from vitesse.models.layers import fit_square_position_table
 from vitesse.spec import ModelSpec
 from vitesse.weights.keymaps import TIMM_PREFIX
 
@@ -31,7 +29,7 @@ class TimmModel(nn.Module):
         classifiers = model.pretrained_cfg["classifier"]  # type: ignore[index]
         names = (classifiers,) if isinstance(classifiers, str) else classifiers
         self.head_prefixes = tuple(f"model.{name}." for name in names)
-        self.register_load_state_dict_pre_hook(_resample_positions)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_fit_loaded_positions)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.model(x_BCHW)
@@ -84,18 +82,11 @@ def _known_name(timm: Any, name: str) -> str:
     return name
 
 
-def _resample_positions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _fit_loaded_positions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Fit a ViT's loaded position table to this module's grid (bicubic, DeiT section 6)."""
     key = f"{prefix}model.pos_embed"
-    own = module.state_dict().get("model.pos_embed")
-    table = state.get(key)
-    if own is None or table is None or own.shape == table.shape:
-        return
-    patch_embed: Any = module.get_submodule("model.patch_embed")
-    num_prefix = own.shape[1] - patch_embed.num_patches
-    side = math.isqrt(table.shape[1] - num_prefix)
-    patches = table[:, num_prefix:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    patches = F.interpolate(
-        patches, size=patch_embed.grid_size, mode="bicubic", align_corners=False, antialias=True
-    )
-    state[key] = torch.cat([table[:, :num_prefix].float(), patches.flatten(2).mT], dim=1).to(table.dtype)
+    own, table = module.state_dict().get("model.pos_embed"), state.get(key)
+    if own is not None and isinstance(table, Tensor) and own.shape != table.shape:
+        patch_embed: Any = module.get_submodule("model.patch_embed")
+        num_prefix = own.shape[1] - patch_embed.num_patches
+        state[key] = fit_square_position_table(table, num_prefix, patch_embed.grid_size)

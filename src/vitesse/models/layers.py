@@ -1,12 +1,17 @@
 """Blocks that several families share; none knows a model.
 
-Shape suffixes: B images, C channels, H rows, W columns, K classes.
+Shape suffixes: B images, C channels, H rows, W columns, N tokens, K classes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ConvNorm(nn.Sequential):
@@ -14,6 +19,7 @@ class ConvNorm(nn.Sequential):
 
     Args:
         norm_init: initial BatchNorm gain; 0 makes a residual branch start as the identity.
+        norm_eps: added to the variance; None leaves the BatchNorm out and gives the convolution a bias.
     """
 
     def __init__(
@@ -24,11 +30,14 @@ class ConvNorm(nn.Sequential):
         stride: int = 1,
         groups: int = 1,
         norm_init: float = 1.0,
+        norm_eps: float | None = 1e-5,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_chans)
-        nn.init.constant_(self.bn.weight, norm_init)
+        bias = norm_eps is None
+        self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        if norm_eps is not None:
+            self.bn = nn.BatchNorm2d(out_chans, eps=norm_eps)
+            nn.init.constant_(self.bn.weight, norm_init)
 
 
 class NormLinear(nn.Sequential):
@@ -53,12 +62,13 @@ class Residual(nn.Module):
         self.branch = branch
         self.drop_path = drop_path
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW: Tensor = self.branch(x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) or tokens (B, N, C) to the same shape."""
+        y: Tensor = self.branch(x)
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
-            y_BCHW = y_BCHW * y_BCHW.new_empty(len(y_BCHW), 1, 1, 1).bernoulli_(keep).div_(keep)
-        return x_BCHW + y_BCHW
+            y = y * y.new_empty(len(y), *[1] * (y.ndim - 1)).bernoulli_(keep).div_(keep)
+        return x + y
 
     def extra_repr(self) -> str:
         return f"drop_path={self.drop_path}"
@@ -88,6 +98,55 @@ class SqueezeExcite(nn.Module):
         return x_BCHW * torch.sigmoid(self.expand(self.act(self.reduce(gate_BC11))))
 
 
+class PatchEmbed(nn.Sequential):
+    """Overlapping patch embedding: four stride-2 convolutions, ReLU between them, to stride 16."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise((in_chans, dim // 8, dim // 4, dim // 2, dim)):
+            layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+class PatchMerging(nn.Sequential):
+    """Inverted residual block with squeeze-excite that halves the map: (B, C, H, W) to (B, C', H/2, W/2).
+
+    The squeezed width is a quarter of the hidden one, rounded to a multiple of 8.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        hidden = 4 * in_dim
+        self.expand = ConvNorm(in_dim, hidden)
+        self.act1 = nn.ReLU()
+        self.depthwise = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.act2 = nn.ReLU()
+        self.se = SqueezeExcite(hidden, (hidden // 4 + 4) // 8 * 8)
+        self.project = ConvNorm(hidden, out_dim)
+
+
+class Subsample(nn.Sequential):
+    """Patch merging between two stages, itself sandwiched between local mixing layers."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dw0 = Residual(ConvNorm(in_dim, in_dim, 3, groups=in_dim))
+        self.ffn0 = Residual(FeedForward(in_dim))
+        self.merge = PatchMerging(in_dim, out_dim)
+        self.dw1 = Residual(ConvNorm(out_dim, out_dim, 3, groups=out_dim))
+        self.ffn1 = Residual(FeedForward(out_dim))
+
+
+class SubsampledStage(nn.Sequential):
+    """Blocks at one resolution, after a subsampling in all stages but the first."""
+
+    def __init__(self, subsample: Subsample | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if subsample is not None:
+            self.subsample = subsample
+        self.blocks = nn.Sequential(*blocks)
+
+
 class ClassifierHead(nn.Module):
     """Mean over positions, BatchNorm, linear: (B, C, H, W) to logits (B, num_classes).
 
@@ -102,8 +161,43 @@ class ClassifierHead(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         pooled_BC = x_BCHW.mean((2, 3))
-        logits_BK: Tensor = self.classifier(pooled_BC)
-        if self.classifier_dist is None:
-            return logits_BK
-        distilled_BK: Tensor = self.classifier_dist(pooled_BC)
-        return (logits_BK, distilled_BK) if self.training else (logits_BK + distilled_BK) / 2
+        distilled_BK = None if self.classifier_dist is None else self.classifier_dist(pooled_BC)
+        return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
+
+
+def logits_or_pair(
+    logits_BK: Tensor, distilled_BK: Tensor | None, training: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What a head returns: logits, or of a distilled one the pair in training and its mean in evaluation."""
+    if distilled_BK is None:
+        return logits_BK
+    return (logits_BK, distilled_BK) if training else (logits_BK + distilled_BK) / 2
+
+
+def resample_position_table(
+    table_1NC: Tensor, num_prefix: int, grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Tensor:
+    """A learned position table for another grid (rows, columns) of patches, bicubic with antialiasing.
+
+    The first `num_prefix` rows of the table belong to tokens that are no patches and stay.
+    """
+    if grid == new_grid:
+        return table_1NC
+    prefix_1PC, patches_1NC = table_1NC[:, :num_prefix], table_1NC[:, num_prefix:]
+    patches_1CHW = torch.unflatten(patches_1NC.mT, 2, grid)
+    resampled_1CHW = F.interpolate(
+        patches_1CHW, size=new_grid, mode="bicubic", align_corners=False, antialias=True
+    )
+    return torch.cat((prefix_1PC, resampled_1CHW.flatten(2).mT), dim=1)
+
+
+def fit_square_position_table(table_1NC: Tensor, num_prefix: int, grid: tuple[int, int]) -> Tensor:
+    """A position table of a model of another, square image size for this `grid`; dtype kept.
+
+    A table with as many positions as the grid is taken to be of this grid.
+    """
+    num_patches = table_1NC.shape[1] - num_prefix
+    if num_patches == grid[0] * grid[1]:
+        return table_1NC
+    side = math.isqrt(num_patches)
+    return resample_position_table(table_1NC.float(), num_prefix, (side, side), grid).to(table_1NC.dtype)

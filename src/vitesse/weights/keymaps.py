@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from vitesse.catalogue import models
 from vitesse.errors import WeightsError, did_you_mean
 
 OURS, TIMM, ORIGINAL = "vitesse", "timm", "original"
@@ -54,6 +54,80 @@ EFFICIENTVIT_MSRA = (
     ("head.classifier_dist", "head_dist", "head_dist"),
     ("conv", "conv", "c"),
     ("linear", "linear", "l"),
+)
+
+SHVIT = (
+    ("stem", "patch_embed", "patch_embed"),
+    ("stages.0.blocks.<j>", "stages.0.blocks.<j>", "blocks1.<j>"),
+    ("stages.<s>.blocks.<j>", "stages.<s>.blocks.<j>", "blocks<s+1>.<j+3>"),
+    ("stages.<s>.subsample.dw0", "stages.<s>.downsample.0", "blocks<s+1>.0.0"),
+    ("stages.<s>.subsample.ffn0", "stages.<s>.downsample.1", "blocks<s+1>.0.1"),
+    ("stages.<s>.subsample.merge.expand", "stages.<s>.downsample.2.conv1", "blocks<s+1>.1.conv1"),
+    ("stages.<s>.subsample.merge.depthwise", "stages.<s>.downsample.2.conv2", "blocks<s+1>.1.conv2"),
+    ("stages.<s>.subsample.merge.project", "stages.<s>.downsample.2.conv3", "blocks<s+1>.1.conv3"),
+    ("stages.<s>.subsample.merge.se.reduce", "stages.<s>.downsample.2.se.fc1", "blocks<s+1>.1.se.fc1"),
+    ("stages.<s>.subsample.merge.se.expand", "stages.<s>.downsample.2.se.fc2", "blocks<s+1>.1.se.fc2"),
+    ("stages.<s>.subsample.dw1", "stages.<s>.downsample.3", "blocks<s+1>.2.0"),
+    ("stages.<s>.subsample.ffn1", "stages.<s>.downsample.4", "blocks<s+1>.2.1"),
+    ("dw", "conv", "conv"),
+    ("branch.expand", "m.pw1", "m.pw1"),
+    ("branch.project", "m.pw2", "m.pw2"),
+    ("branch.norm", "m.pre_norm", "m.pre_norm"),
+    ("branch", "m", "m"),
+    ("head.classifier", "head", "head"),
+    ("head.classifier_dist", "head_dist", "head_dist"),
+    ("conv", "c", "c"),
+    ("linear", "l", "l"),
+)
+
+EFFICIENTVIT_MIT_PARTS = (
+    ("expand", "inverted_conv", "inverted_conv"),
+    ("spatial", "spatial_conv", "spatial_conv"),
+    ("depthwise", "depth_conv", "depth_conv"),
+    ("project", "point_conv", "point_conv"),
+    ("qkv", "qkv.conv", "qkv.conv"),
+    ("aggregate", "aggreg", "aggreg"),
+    ("head.conv", "head.in_conv", "head.op_list.0"),
+    ("head.fc", "head.classifier.0", "head.op_list.2.linear"),
+    ("head.norm", "head.classifier.1", "head.op_list.2.norm"),
+    ("head.classifier", "head.classifier.4", "head.op_list.3.linear"),
+    ("bn", "norm", "norm"),
+)
+
+
+def _efficientvit_mit(stem: str, stage: str) -> tuple[tuple[str, str, str], ...]:
+    """The rows of a series by what its original release calls the stem and stage `<s>`."""
+    return (
+        ("stem.conv", "stem.in_conv", f"{stem}.op_list.0"),
+        ("stem.blocks.<j>.branch", "stem.res<j>.main", f"{stem}.op_list.<j+1>.main"),
+        ("stages.<s>.0", "stages.<s>.blocks.0.main", f"{stage}.op_list.0.main"),
+        ("stages.<s>.<j>.branch", "stages.<s>.blocks.<j>.main", f"{stage}.op_list.<j>.main"),
+        (
+            "stages.<s>.<j>.attention.branch",
+            "stages.<s>.blocks.<j>.context_module.main",
+            f"{stage}.op_list.<j>.context_module.main",
+        ),
+        (
+            "stages.<s>.<j>.ffn.branch",
+            "stages.<s>.blocks.<j>.local_module.main",
+            f"{stage}.op_list.<j>.local_module.main",
+        ),
+        *EFFICIENTVIT_MIT_PARTS,
+    )
+
+
+EFFICIENTVIT_MIT_B = _efficientvit_mit("backbone.input_stem", "backbone.stages.<s>")
+EFFICIENTVIT_MIT_L = _efficientvit_mit("backbone.stages.0", "backbone.stages.<s+1>")
+
+VIT = (
+    ("patch_embed", "patch_embed.proj", "patch_embed.proj"),
+    ("attention.branch.norm", "norm1", "norm1"),
+    ("attention.branch.attention", "attn", "attn"),
+    ("ffn.branch.norm", "norm2", "norm2"),
+    ("ffn.branch", "mlp", "mlp"),
+    ("head.classifier", "head", "head"),
+    ("head.classifier_dist", "head_dist", "head_dist"),
+    ("blocks.<j>", "blocks.<j>", "blocks.<j>"),
 )
 
 TIMM_PREFIX = "timm:"
@@ -183,20 +257,28 @@ _OWN = {OURS: (_same, _same)}
 _TIMM_WRAPPER = KeyMap(
     renames={**_OWN, TIMM: (lambda name: f"model.{name}", lambda name: name.removeprefix("model."))}
 )
-_FAMILIES = {
-    "efficientvit_msra": KeyMap(
-        renames=_OWN
-        | {
-            naming: (_renaming(EFFICIENTVIT_MSRA, column, 0), _renaming(EFFICIENTVIT_MSRA, 0, column))
-            for column, naming in ((1, TIMM), (2, ORIGINAL))
-        }
-    )
+
+
+def _keymap(table: Iterable[tuple[str, ...]]) -> KeyMap:
+    rows = tuple(table)
+    foreign = {
+        naming: (_renaming(rows, column, 0), _renaming(rows, 0, column))
+        for column, naming in ((1, TIMM), (2, ORIGINAL))
+    }
+    return KeyMap(renames=_OWN | foreign)
+
+
+_SERIES = {
+    "efficientvit_m*": _keymap(EFFICIENTVIT_MSRA),
+    "efficientvit_b*": _keymap(EFFICIENTVIT_MIT_B),
+    "efficientvit_l*": _keymap(EFFICIENTVIT_MIT_L),
+    "shvit_*": _keymap(SHVIT),
+    "vit_*": _keymap(VIT),
+    f"{TIMM_PREFIX}*": _TIMM_WRAPPER,
 }
 
 
 def keymap_for(name: str) -> KeyMap:
-    """The key map of a model by its name; a model outside the catalogue has our names only."""
-    if name.startswith(TIMM_PREFIX):
-        return _TIMM_WRAPPER
-    family = next((model.family for model in models() if model.name == name), None)
-    return _FAMILIES[family] if family else KeyMap(renames=_OWN)
+    """The key map of a model by its name; a model of no known series has our names only."""
+    known = (keymap for pattern, keymap in _SERIES.items() if fnmatchcase(name, pattern))
+    return next(known, KeyMap(renames=_OWN))

@@ -1,0 +1,111 @@
+"""SHViT S1-S4: single-head vision transformer with a memory-efficient macro design.
+
+Yun and Ro, CVPR 2024, arXiv 2401.16456. Section numbers below are the paper's.
+
+Shape suffixes: B images, C channels, P attended channels, H rows, W columns, N positions (H*W), D key width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitesse.models.backbone import StagedBackbone
+from vitesse.models.layers import (
+    ClassifierHead,
+    ConvNorm,
+    FeedForward,
+    PatchEmbed,
+    Residual,
+    Subsample,
+    SubsampledStage,
+)
+from vitesse.models.registry import register
+from vitesse.spec import FeatureSpec, ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SHViTConfig:
+    """One column of the paper's Table 1, per stage: width, blocks, attended channels (0: no attention)."""
+
+    embed_dim: tuple[int, int, int]
+    depths: tuple[int, int, int]
+    partial_dim: tuple[int, int, int]
+    key_dim: int = 16
+
+
+CONFIGS = {
+    "shvit_s1": SHViTConfig(embed_dim=(128, 224, 320), depths=(2, 4, 5), partial_dim=(0, 48, 68)),
+    "shvit_s2": SHViTConfig(embed_dim=(128, 308, 448), depths=(2, 4, 5), partial_dim=(0, 66, 96)),
+    "shvit_s3": SHViTConfig(embed_dim=(192, 352, 448), depths=(3, 5, 5), partial_dim=(0, 75, 96)),
+    "shvit_s4": SHViTConfig(embed_dim=(224, 336, 448), depths=(4, 7, 6), partial_dim=(0, 72, 96)),
+}
+
+
+class SingleHeadSelfAttention(nn.Module):
+    """One head attends on the first `partial_dim` channels, the others pass by (3.2).
+
+    (B, C, H, W) to the same shape. The attended channels are normalised over all of their positions
+    and channels; the paper calls this layer normalisation.
+    """
+
+    def __init__(self, dim: int, partial_dim: int, key_dim: int) -> None:
+        super().__init__()
+        self.split_widths = [partial_dim, dim - partial_dim]
+        self.qkv_widths = (key_dim, key_dim, partial_dim)
+        self.scale = key_dim**-0.5
+        self.norm = nn.GroupNorm(1, partial_dim)
+        self.qkv = ConvNorm(partial_dim, sum(self.qkv_widths))
+        self.proj = nn.Sequential(nn.ReLU(), ConvNorm(dim, dim, norm_init=0))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BPHW, passed_BCHW = torch.split(x_BCHW, self.split_widths, dim=1)
+        q_BDHW, k_BDHW, v_BPHW = self.qkv(self.norm(x_BPHW)).split(self.qkv_widths, dim=1)
+        attention_BNN = (q_BDHW.flatten(2).mT * self.scale @ k_BDHW.flatten(2)).softmax(-1)
+        out_BPHW = (v_BPHW.flatten(2) @ attention_BNN.mT).unflatten(2, x_BCHW.shape[2:])
+        projected_BCHW: Tensor = self.proj(torch.cat((out_BPHW, passed_BCHW), dim=1))
+        return projected_BCHW
+
+
+class Block(nn.Sequential):
+    """Depthwise convolution, single-head attention where the stage has it, feed-forward (3.3)."""
+
+    def __init__(self, dim: int, partial_dim: int, key_dim: int, drop_path: float) -> None:
+        super().__init__()
+        self.dw = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
+        if partial_dim:
+            self.mixer = Residual(SingleHeadSelfAttention(dim, partial_dim, key_dim), drop_path)
+        self.ffn = Residual(FeedForward(dim), drop_path)
+
+
+class SHViT(StagedBackbone):
+    """Overlapping patch embedding, three stages at strides 16, 32 and 64, BN-linear head."""
+
+    min_image_size = 16
+
+    def __init__(self, spec: ModelSpec, config: SHViTConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.feature_specs = tuple(
+            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i)
+            for i, dim in enumerate(config.embed_dim)
+        )
+        self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0])
+        rates = iter(torch.linspace(0, spec.drop_path_rate, sum(config.depths)).tolist())
+        self.stages = nn.ModuleList()
+        for i, dim in enumerate(config.embed_dim):
+            blocks = [
+                Block(dim, config.partial_dim[i], config.key_dim, next(rates))
+                for _ in range(config.depths[i])
+            ]
+            subsample = Subsample(config.embed_dim[i - 1], dim) if i > 0 else None
+            self.stages.append(SubsampledStage(subsample, blocks))
+        self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
+
+
+@register(*CONFIGS)
+def build(spec: ModelSpec) -> SHViT:
+    """The SHViT that `spec.name` names."""
+    return SHViT(spec, CONFIGS[spec.name])
