@@ -6,13 +6,15 @@ The facts are in `catalogue.json` beside this file.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from vitesse.errors import UnknownModelError, did_you_mean
-from vitesse.spec import from_mapping
+from vitesse.errors import UnknownModelError, WeightsError, did_you_mean
+from vitesse.spec import as_size, from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class WeightFacts:
         tag: what follows the dot, such as `r224_in1k`.
         hub_id: repository on the Hugging Face Hub that holds `model.safetensors`.
         num_classes: classes of its head.
+        distilled: it belongs to a model with a distillation head (a plain ViT: and token).
         image_size: (height, width) in pixels it was trained for.
         crop_pct: share of the resized shorter side that evaluation keeps, 0 to 1.
         top1, top5: ImageNet-1k validation accuracy of these very weights, fractions.
@@ -32,13 +35,14 @@ class WeightFacts:
 
     tag: str
     hub_id: str
-    num_classes: int
     image_size: tuple[int, int]
     crop_pct: float
     top1: float
     top5: float
     licence: str
     source: str
+    num_classes: int = 1000
+    distilled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,9 @@ class ModelFacts:
         params: parameters with a head of 1000 classes, BatchNorm not folded.
         macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`.
         image_size: (height, width) in pixels of the published figures.
-        top1, top5: ImageNet-1k validation accuracy as its authors published it, fractions.
-        source: where they published it.
-        weights: published weights, the default first.
+        top1, top5: ImageNet-1k validation accuracy as published, fractions; None where nobody published it.
+        source: where it was published, empty without accuracy.
+        weights: published weights, the default first; none for some architectures.
     """
 
     name: str
@@ -61,8 +65,8 @@ class ModelFacts:
     params: int
     macs: int
     image_size: tuple[int, int]
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     source: str
     weights: tuple[WeightFacts, ...]
 
@@ -70,13 +74,59 @@ class ModelFacts:
 @cache
 def models() -> tuple[ModelFacts, ...]:
     """All architectures, in the catalogue's order."""
-    rows = json.loads((files("vitesse") / "catalogue.json").read_text(encoding="utf-8"))
-    return tuple(_read(row) for row in rows)
+    families = json.loads((files("vitesse") / "catalogue.json").read_text(encoding="utf-8"))
+    return tuple(_read(row, family) for family in families for row in family["models"])
 
 
-def _read(row: dict[str, Any]) -> ModelFacts:
-    weights = tuple(from_mapping(WeightFacts, facts) for facts in row["weights"])
-    return from_mapping(ModelFacts, {**row, "weights": weights})
+def _read(row: dict[str, Any], family: dict[str, Any]) -> ModelFacts:
+    """A row of the catalogue with what all rows of its family share."""
+    shared = {"licence": family["licence"], "source": family["weights_source"]}
+    weights = tuple(
+        from_mapping(
+            WeightFacts,
+            {"hub_id": f"timm/{row['name']}.{entry['tag']}", **shared, **entry}
+            | {"image_size": as_size(entry["image_size"])},
+        )
+        for entry in row["weights"]
+    )
+    own = {"family": family["family"], "source": family["source"], **row}
+    return from_mapping(ModelFacts, own | {"weights": weights, "image_size": as_size(row["image_size"])})
+
+
+def select(
+    pattern: str = "*",
+    *,
+    family: str | None = None,
+    max_params: float = math.inf,
+    max_macs: float = math.inf,
+    min_top1: float = 0.0,
+    pretrained: bool = False,
+) -> tuple[ModelFacts, ...]:
+    """The architectures that meet every condition, in the catalogue's order.
+
+    Args:
+        pattern: a shell pattern for the name, as in `*_m?`.
+        family: as in `ModelFacts.family`.
+        max_params, max_macs: numbers, not millions.
+        min_top1: a fraction; above 0, architectures without a published accuracy are left out.
+        pretrained: only those with published weights.
+
+    Raises:
+        UnknownModelError: no model is of this family; the message lists the nearest.
+    """
+    families = {model.family for model in models()}
+    if family is not None and family not in families:
+        raise UnknownModelError(f"no family is named {family!r}; {did_you_mean(family, families)}")
+    return tuple(
+        model
+        for model in models()
+        if fnmatchcase(model.name, pattern)
+        and family in (None, model.family)
+        and model.params <= max_params
+        and model.macs <= max_macs
+        and (model.top1 or 0) >= min_top1
+        and (model.weights or not pretrained)
+    )
 
 
 def facts(name: str) -> ModelFacts:
@@ -96,9 +146,14 @@ def resolve(name: str) -> tuple[ModelFacts, WeightFacts]:
 
     Raises:
         UnknownModelError: neither an architecture nor its weights; the message lists the nearest names.
+        WeightsError: no weights of this architecture were published.
     """
     arch, dot, tag = name.partition(".")
     model = facts(arch)
+    if not model.weights:
+        raise WeightsError(
+            f"{arch}: no weights of it were published; train it, or take a model that has some"
+        )
     if not dot:
         return model, model.weights[0]
     known = {weights.tag: weights for weights in model.weights}

@@ -23,7 +23,7 @@ FLAGS = {
     "train": "--json --model --out --recipe",
     "evaluate": "--arch --batch-size --engine --json --limit --model --split --threads",
     "export": "--arch --data --format --json --licence --out --precision --split --trained-on",
-    "models": "--json",
+    "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "doctor": "--json",
 }
@@ -58,13 +58,28 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == [f"efficientvit_m{i}" for i in range(6)]
-    assert {"name", "family", "params", "macs", "image_size", "top1"} <= rows[0].keys()
-    assert (rows[5]["params"], rows[5]["top1"]) == (12_473_772, 0.771)
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert len(rows) == 25
+    wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
+    assert all(wanted <= row.keys() for row in rows.values())
+    assert (rows["efficientvit_m5"]["params"], rows["efficientvit_m5"]["top1"]) == (12_473_772, 0.771)
+    assert rows["efficientvit_l0"]["top1"] is None
+    assert [w["hub_id"] for w in rows["shvit_s1"]["weights"]] == ["timm/shvit_s1.in1k"]
     assert run(["models", "*_m5"]) == 0
     assert "12.5" in capsys.readouterr().out
     assert run(["models", "nothing*"]) == 1
+    assert "leave one out" in capsys.readouterr().err
+
+
+def test_models_are_filtered_in_millions_and_per_cent(capsys: Capture) -> None:
+    assert run(["models", "--max-params", "10", "--max-macs", "600", "--min-top1", "75", "--json"]) == 0
+    assert [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()] == ["efficientvit_b1"]
+    assert run(["models", "--min-top1", "0.75"]) == 2
+    assert "per cent, such as 75, got 0.75" in capsys.readouterr().err
+    assert run(["models", "efficientvit_b1", "--weights"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("timm/efficientvit_b1.r") == 3
+    assert max(map(len, out.splitlines())) <= 110
 
 
 def test_doctor_reports_what_a_bug_report_needs(capsys: Capture) -> None:

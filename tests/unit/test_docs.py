@@ -42,6 +42,7 @@ def test_the_readme_s_table_is_the_catalogue() -> None:
     expected = [
         (m.name, f"{m.params / 1e6:.1f} | {m.macs / 1e6:.0f} | {m.image_size[0]} | {m.top1 * 100:.1f}")
         for m in models()
+        if m.top1 is not None
     ]
     assert rows == expected
 

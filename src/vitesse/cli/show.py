@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,59 +154,6 @@ def show_conversion(report: Any, out: Path, *, as_json: bool) -> int:
     return DONE
 
 
-def show_models(pattern: str, *, as_json: bool) -> int:
-    """The catalogue, and which model the bundled artefact is of."""
-    from fnmatch import fnmatchcase
-
-    from vitesse.catalogue import models
-
-    found = [facts for facts in models() if fnmatchcase(facts.name, pattern)]
-    if not found:
-        say(f"no model matches {pattern!r}; run `vitesse models` for all")
-        return FAILED
-    bundled = _bundled_card()
-    if as_json:
-        for facts in found:
-            print_json(_model_record(facts, bundled))
-        return DONE
-    _print_table(("name", "family", "params M", "MACs M", "image", "top-1"), map(_model_row, found))
-    print("top-1: ImageNet-1k validation, as published by the authors")
-    if bundled is not None:
-        print(f"bundled: {_card_line(bundled)}")
-    return DONE
-
-
-def _model_row(facts: Any) -> tuple[str, ...]:
-    size = "x".join(map(str, facts.image_size))
-    params, macs = f"{facts.params / 1e6:.1f}", f"{facts.macs / 1e6:.0f}"
-    return facts.name, facts.family, params, macs, size, f"{facts.top1:.1%}"
-
-
-def _model_record(facts: Any, bundled: dict[str, Any] | None) -> dict[str, Any]:
-    from vitesse.spec import to_mapping
-
-    return {**to_mapping(facts), "bundled": bundled if bundled and bundled["model"] == facts.name else None}
-
-
-def _bundled_card() -> dict[str, Any] | None:
-    from vitesse.doctor import bundled_card
-
-    card = bundled_card()
-    return None if "error" in card else card
-
-
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns aligned: the first two to the left, numbers to the right."""
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for row in table:
-        cells = [
-            f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
-
-
 def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     """The report; it failed where no engine or no artefact works."""
     if as_json:
@@ -217,7 +164,7 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     flags = " ".join(cpu["flags"]) or "no vector instructions seen"
     print(f"processor  {cpu['model']}, {cpu['threads']} threads, {flags}")
     print(f"cache      {report['cache']}")
-    print(f"bundled    {bundled.get('error') or _card_line(bundled)}")
+    print(f"bundled    {bundled.get('error') or card_line(bundled)}")
     for name, engine in report["engines"].items():
         print(f"engine     {name}: {_engine_line(engine)}")
     for name, extra in report["extras"].items():
@@ -227,7 +174,7 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     return DONE if report["ok"] else FAILED
 
 
-def _card_line(card: dict[str, Any]) -> str:
+def card_line(card: dict[str, Any]) -> str:
     accuracy = card["accuracy"]
     scored = f", top-1 {accuracy['top1']:.1%} on {accuracy['images']} pictures" if accuracy else ""
     size = "x".join(map(str, card["image_size"]))

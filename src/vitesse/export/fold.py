@@ -49,8 +49,10 @@ def _fold(module: nn.Module) -> nn.Module:
 
 
 def _fold_conv_norm(pair: ConvNorm) -> nn.Module:
-    gain_C, shift_C = _affine(pair.bn)
     conv = pair.conv
+    if conv.bias is not None:  # it has no norm
+        return conv
+    gain_C, shift_C = _affine(pair.bn)
     return _conv_like(conv, conv.weight.double() * gain_C.view(-1, 1, 1, 1), shift_C)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitesse.errors import WeightsError
 from vitesse.models.create import build, spec_for
 from vitesse.models.foreign import is_timm
+from vitesse.models.qkv_order import check_qkv_order
 from vitesse.spec import ModelSpec
 from vitesse.weights.convert import read_foreign, save_foreign
 from vitesse.weights.files import parse_header, read_checkpoint_header, read_safetensors, save_weights, unwrap
@@ -88,7 +89,7 @@ def _model_of(
     """The model of foreign weights: `spec` with their channels, classes and heads, nothing resampled.
 
     Raises:
-        WeightsError: the weights are not all of this model at this image size.
+        WeightsError: the weights are not all of this model at this image size, or in another channel order.
     """
     probe = build(spec)
     own, keymap = probe.state_dict(), keymap_for(spec.name)
@@ -109,4 +110,5 @@ def _model_of(
             f"{label}: {report.resampled[0]}: not the weights of {spec.name} at {spec.image_size} pixels: "
             "convert them with the image size that they were trained for"
         )
+    check_qkv_order(model, label)
     return model, report

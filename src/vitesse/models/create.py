@@ -6,7 +6,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from vitesse.catalogue import resolve
+from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import efficientvit_mit, efficientvit_msra, shvit, vit  # noqa: F401  (register names)
 from vitesse.models.backbone import Backbone, FeatureExtractor
@@ -34,15 +34,19 @@ def build(spec: ModelSpec) -> Backbone | TimmModel:
 def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> ModelSpec:
     """The published spec that `arch`, `arch.tag` or `timm:NAME` names, for another image size if given.
 
+    A tag brings the image size that its weights were trained for, and their distillation head.
+
     Raises:
         UnknownModelError: no architecture or weights have this name; timm's names are not looked up.
         ConfigError: an image side is not a positive whole number.
     """
     if is_timm(name):
         spec = ModelSpec(name=name)
+    elif "." in name:
+        model, weights = resolve(name)
+        spec = ModelSpec(name=model.name, image_size=weights.image_size, distilled=weights.distilled)
     else:
-        facts = resolve(name)[0]
-        spec = ModelSpec(name=facts.name, image_size=facts.image_size)
+        spec = ModelSpec(name=name, image_size=facts(name).image_size)
     return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
@@ -72,7 +76,7 @@ def create_model(
             picture with equal channels gives the response it gave (`weights.load.adapt_channels`).
         image_size: pixels, one side or (height, width); default the architecture's own.
         features_only: feature maps by name instead of logits.
-        distilled: a second head that learns from a teacher; pretrained, both heads start fresh.
+        distilled: a second head that learns from a teacher; with weights that have none, both start fresh.
         drop_path_rate: stochastic depth at the last block, 0 to 1.
 
     Raises:
@@ -83,12 +87,13 @@ def create_model(
     """
     if is_timm(name) and features_only:
         raise ConfigError(f"features_only: expected one of {', '.join(registered_models())}, got {name}")
+    spec = spec_for(name, image_size)
     model = build(
         dataclasses.replace(
-            spec_for(name, image_size),
+            spec,
             in_chans=in_chans,
             num_classes=num_classes,
-            distilled=distilled,
+            distilled=distilled or spec.distilled,
             drop_path_rate=drop_path_rate,
         )
     )
@@ -100,10 +105,12 @@ def create_model(
 
 
 def _load_pretrained(model: Backbone | TimmModel, name: str) -> None:
+    distilled = False
     if is_timm(name):
         hub_id, num_classes = timm_weights(name)
         path = fetch(hub_id)
     else:
-        num_classes, path = resolve(name)[1].num_classes, fetch_pretrained(name)
-    same_head = model.spec.num_classes == num_classes and not model.spec.distilled
+        weights = resolve(name)[1]
+        num_classes, distilled, path = weights.num_classes, weights.distilled, fetch_pretrained(name)
+    same_head = (model.spec.num_classes, model.spec.distilled) == (num_classes, distilled)
     load_weights(model, path, head="keep" if same_head else "new", first_conv="adapt")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.layers import ConvNorm, Residual, logits_or_pair
+from vitesse.models.layers import ConvNorm, Residual, drop_path_rates, logits_or_pair
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 
@@ -54,7 +54,7 @@ class EfficientViTConfig:
         return 1e-7 if self.large else 1e-5
 
     def activation(self) -> nn.Module:
-        return nn.GELU("tanh") if self.large else nn.Hardswish()
+        return nn.GELU("tanh") if self.large else nn.Hardswish(inplace=True)
 
 
 CONFIGS = {
@@ -114,9 +114,9 @@ def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Ten
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    if not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 class MultiScaleLinearAttention(nn.Module):
@@ -244,6 +244,7 @@ class EfficientViT(StagedBackbone):
     """EfficientViT-B and -L: convolutions, then attention from stride 16 (B) or 32 (L) on."""
 
     min_image_size = 32
+    head_prefixes = ("head.classifier.", "head.classifier_dist.")
 
     def __init__(self, spec: ModelSpec, config: EfficientViTConfig) -> None:
         super().__init__()
@@ -272,7 +273,7 @@ def _stem(in_chans: int, config: EfficientViTConfig) -> nn.Sequential:
 
 
 def _stages(drop_path_rate: float, config: EfficientViTConfig) -> nn.ModuleList:
-    rates = iter(torch.linspace(0, drop_path_rate, sum(config.depths[1:])).tolist())
+    rates = iter(drop_path_rates(drop_path_rate, sum(config.depths[1:])))
     stage = _large_stage if config.large else _base_stage
     return nn.ModuleList(
         stage(index, config, [next(rates) for _ in range(config.depths[index])]) for index in range(1, 5)

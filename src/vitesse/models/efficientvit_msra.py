@@ -25,6 +25,7 @@ from vitesse.models.layers import (
     Residual,
     Subsample,
     SubsampledStage,
+    drop_path_rates,
 )
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
@@ -67,6 +68,7 @@ class CascadedGroupAttention(nn.Module):
     """
 
     resampled_on_load: ClassVar = {"attention_bias_ARS": (1, 2)}
+    offset_index_NN: Tensor
 
     def __init__(
         self, dim: int, num_heads: int, key_dim: int, kernels: tuple[int, ...], resolution: tuple[int, int]
@@ -79,31 +81,38 @@ class CascadedGroupAttention(nn.Module):
         self.query_convs = nn.ModuleList(
             ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:num_heads]
         )
-        self.proj = nn.Sequential(nn.ReLU(), ConvNorm(dim, dim, norm_init=0))
+        self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvNorm(dim, dim, norm_init=0))
         self.attention_bias_ARS = nn.Parameter(torch.zeros(num_heads, *resolution))
+        self.register_buffer("offset_index_NN", offset_index(resolution), persistent=False)
         self.register_load_state_dict_pre_hook(_resample_loaded_bias)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
-        bias_ANN = gather_bias(resample_bias(self.attention_bias_ARS, (height, width)))
+        bias_ANN = self.gathered_bias((height, width))
         outputs: list[Tensor] = []
         for head, x_BVHW in enumerate(x_BCHW.chunk(len(self.qkvs), dim=1)):
             cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
             q_BDHW, k_BDHW, v_BVHW = self.qkvs[head](cascaded_BVHW).split(self.widths, dim=1)
             q_BDN = self.query_convs[head](q_BDHW).flatten(2)
-            attention_BNN = q_BDN.mT @ k_BDHW.flatten(2) * self.scale + bias_ANN[head]
+            attention_BNN = torch.baddbmm(bias_ANN[head], q_BDN.mT, k_BDHW.flatten(2), alpha=self.scale)
             out_BVN = v_BVHW.flatten(2) @ attention_BNN.softmax(-1).mT
             outputs.append(out_BVN.unflatten(2, (height, width)))
         projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
         return projected_BCHW
 
+    def gathered_bias(self, resolution: tuple[int, int]) -> Tensor:
+        """The bias of every pair of positions of a map of this resolution: (A, N, N)."""
+        table_ARS = resample_bias(self.attention_bias_ARS, resolution)
+        same = table_ARS is self.attention_bias_ARS
+        return table_ARS.flatten(1)[:, self.offset_index_NN if same else offset_index(resolution)]
 
-def gather_bias(bias_ARS: Tensor) -> Tensor:
-    """The bias of every pair of positions, (A, N, N), from the table of absolute offsets."""
-    _, height, width = bias_ARS.shape
-    row_N = torch.arange(height, device=bias_ARS.device).repeat_interleave(width)
-    column_N = torch.arange(width, device=bias_ARS.device).repeat(height)
-    return bias_ARS[:, (row_N[:, None] - row_N).abs(), (column_N[:, None] - column_N).abs()]
+
+def offset_index(resolution: tuple[int, int]) -> Tensor:
+    """Where a pair of positions finds its bias in a flat table of absolute offsets: (N, N) int64."""
+    height, width = resolution
+    row_N = torch.arange(height).repeat_interleave(width)
+    column_N = torch.arange(width).repeat(height)
+    return (row_N[:, None] - row_N).abs() * width + (column_N[:, None] - column_N).abs()
 
 
 def resample_bias(bias_ARS: Tensor, resolution: tuple[int, int]) -> Tensor:
@@ -182,7 +191,7 @@ class EfficientViT(StagedBackbone):
 
 def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
     window = window_size_for(spec.image_size)
-    rates = iter(torch.linspace(0, spec.drop_path_rate, sum(config.depths)).tolist())
+    rates = iter(drop_path_rates(spec.drop_path_rate, sum(config.depths)))
     resolution = (math.ceil(spec.image_size[0] / 16), math.ceil(spec.image_size[1] / 16))
     stages = nn.ModuleList()
     for i, dim in enumerate(config.embed_dim):

@@ -80,7 +80,7 @@ class FeedForward(nn.Sequential):
     def __init__(self, dim: int, ratio: int = 2) -> None:
         super().__init__()
         self.expand = ConvNorm(dim, dim * ratio)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.project = ConvNorm(dim * ratio, dim, norm_init=0)
 
 
@@ -90,7 +90,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, dim: int, squeezed_dim: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(dim, squeezed_dim, 1)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self.expand = nn.Conv2d(squeezed_dim, dim, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class PatchEmbed(nn.Sequential):
     def __init__(self, in_chans: int, dim: int) -> None:
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((in_chans, dim // 8, dim // 4, dim // 2, dim)):
-            layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU()]
+            layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU(inplace=True)]
         super().__init__(*layers[:-1])
 
 
@@ -118,9 +118,9 @@ class PatchMerging(nn.Sequential):
         super().__init__()
         hidden = 4 * in_dim
         self.expand = ConvNorm(in_dim, hidden)
-        self.act1 = nn.ReLU()
+        self.act1 = nn.ReLU(inplace=True)
         self.depthwise = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
-        self.act2 = nn.ReLU()
+        self.act2 = nn.ReLU(inplace=True)
         self.se = SqueezeExcite(hidden, (hidden // 4 + 4) // 8 * 8)
         self.project = ConvNorm(hidden, out_dim)
 
@@ -163,6 +163,11 @@ class ClassifierHead(nn.Module):
         pooled_BC = x_BCHW.mean((2, 3))
         distilled_BK = None if self.classifier_dist is None else self.classifier_dist(pooled_BC)
         return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
+
+
+def drop_path_rates(last: float, num_blocks: int) -> list[float]:
+    """Stochastic depth of each block: rising linearly from 0 at the first to `last`."""
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
 
 
 def logits_or_pair(

@@ -21,6 +21,7 @@ from vitesse.models.layers import (
     Residual,
     Subsample,
     SubsampledStage,
+    drop_path_rates,
 )
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
@@ -58,7 +59,7 @@ class SingleHeadSelfAttention(nn.Module):
         self.scale = key_dim**-0.5
         self.norm = nn.GroupNorm(1, partial_dim)
         self.qkv = ConvNorm(partial_dim, sum(self.qkv_widths))
-        self.proj = nn.Sequential(nn.ReLU(), ConvNorm(dim, dim, norm_init=0))
+        self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvNorm(dim, dim, norm_init=0))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BPHW, passed_BCHW = torch.split(x_BCHW, self.split_widths, dim=1)
@@ -93,7 +94,7 @@ class SHViT(StagedBackbone):
             for i, dim in enumerate(config.embed_dim)
         )
         self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0])
-        rates = iter(torch.linspace(0, spec.drop_path_rate, sum(config.depths)).tolist())
+        rates = iter(drop_path_rates(spec.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(config.embed_dim):
             blocks = [

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.models.backbone import Backbone
-from vitesse.models.layers import Residual, fit_square_position_table, logits_or_pair, resample_position_table
+from vitesse.models.layers import (
+    Residual,
+    drop_path_rates,
+    fit_square_position_table,
+    logits_or_pair,
+    resample_position_table,
+)
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 
@@ -115,7 +121,7 @@ class VisionTransformer(Backbone):
         self.dist_token = nn.Parameter(torch.empty(1, 1, width)) if spec.distilled else None
         num_tokens = self.num_prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, width))
-        rates = torch.linspace(0, spec.drop_path_rate, config.depth).tolist()
+        rates = drop_path_rates(spec.drop_path_rate, config.depth)
         self.blocks = nn.Sequential(*(Block(width, config.num_heads, rate) for rate in rates))
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.head = Head(width, spec.num_classes, spec.distilled)
@@ -130,7 +136,7 @@ class VisionTransformer(Backbone):
         patches_BCHW = self.patch_embed(x_BCHW)
         grid = (patches_BCHW.shape[2], patches_BCHW.shape[3])
         prefix = [
-            token.expand(len(x_BCHW), -1, -1)
+            token.expand(x_BCHW.shape[0], -1, -1)
             for token in (self.cls_token, self.dist_token)
             if token is not None
         ]

@@ -325,8 +325,13 @@ def _precision(recipe: Recipe) -> str:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay on norms, biases and attention biases."""
+    """No decay on norms, biases, attention biases, position tables and learned tokens."""
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        last = name.rpartition(".")[2]
+        return parameter.ndim > 1 and "bias" not in last and not last.endswith(("pos_embed", "_token"))
+
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    free = [p for name, p in named if p.ndim <= 1 or "bias" in name.rpartition(".")[2]]
-    decayed = [p for name, p in named if not (p.ndim <= 1 or "bias" in name.rpartition(".")[2])]
+    decayed = [p for name, p in named if decays(name, p)]
+    free = [p for name, p in named if not decays(name, p)]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from vitesse.models.efficientvit_msra import (
     CascadedGroupAttention,
     WindowAttention,
-    gather_bias,
     resample_bias,
     window_size_for,
 )
@@ -72,8 +71,9 @@ def test_attention_equals_the_loops(resolution, randomise):
 
 
 def test_bias_of_a_pair_is_that_of_its_absolute_offset():
-    table = torch.randn(2, 3, 4)
-    gathered = gather_bias(table)
+    module = CascadedGroupAttention(12, 2, KEY_DIM, (5, 3), (3, 4))
+    table = torch.nn.init.normal_(module.attention_bias_ARS)
+    gathered = module.gathered_bias((3, 4))
     for i in range(12):
         for j in range(12):
             offset = abs(i // 4 - j // 4), abs(i % 4 - j % 4)

@@ -104,7 +104,7 @@ def test_timm_models_have_neither_feature_maps_nor_a_second_head_to_offer():
 
 
 def test_names_by_pattern():
-    assert list_models() == tuple(f"efficientvit_m{i}" for i in range(6))
+    assert list_models("efficientvit_m*") == tuple(f"efficientvit_m{i}" for i in range(6))
     assert list_models("*_m[45]") == ("efficientvit_m4", "efficientvit_m5")
     assert list_models("resnet*") == ()
 

@@ -1,0 +1,90 @@
+"""Linear attention's weights with q, k and v in another order are noticed, right ones are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vitesse.errors import WeightsError
+from vitesse.models import build, convert
+from vitesse.models.efficientvit_mit import MultiScaleLinearAttention
+from vitesse.models.qkv_order import check_qkv_order
+from vitesse.spec import ModelSpec
+
+NAME, SIZE = "efficientvit_b0", 96
+
+
+def seen_pictures(model):
+    """A model whose statistics come from pictures of blurred blocks, which are no noise of the check."""
+    generator = np.random.default_rng(3)
+    blocks = generator.integers(0, 255, (8, 6, 6, 3), dtype=np.uint8)
+    pictures = [np.asarray(Image.fromarray(b).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for b in blocks]
+    x_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 64 - 2
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    for module in model.modules():
+        if isinstance(module, MultiScaleLinearAttention):  # training makes values unlike queries and keys
+            module.qkv.weight.data.unflatten(0, (-1, 3, module.head_dim))[:, 2] *= 0.3
+    with torch.no_grad():
+        model.train()(x_BCHW)
+    return model.eval()
+
+
+def with_global_order(model):
+    """The same weights as a model would hold them that splits its channels into all q, all k, all v."""
+    for module in model.modules():
+        if isinstance(module, MultiScaleLinearAttention):
+            heads = module.qkv.weight.shape[0] // 3 // module.head_dim
+            order = [
+                (head * 3 + kind) * module.head_dim + i
+                for kind in range(3)
+                for head in range(heads)
+                for i in range(module.head_dim)
+            ]
+            for conv in (module.qkv, *(conv for pair in module.aggregate for conv in pair)):
+                conv.weight.data = conv.weight.data[order]
+    return model
+
+
+@pytest.fixture
+def trained():
+    return seen_pictures(build(ModelSpec(name=NAME, image_size=(SIZE, SIZE), num_classes=10)))
+
+
+def test_our_order_passes_and_the_global_one_is_named(trained):
+    check_qkv_order(trained, "file")
+    with pytest.raises(
+        WeightsError, match=r"file: stages\.2\.1\.\S*\.qkv\.weight: expected channels head by head"
+    ):
+        check_qkv_order(with_global_order(trained), "file")
+
+
+def test_the_model_stays_as_it_was(trained):
+    before = {key: tensor.clone() for key, tensor in trained.state_dict().items()}
+    check_qkv_order(trained, "file")
+    assert all(torch.equal(before[key], tensor) for key, tensor in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["efficientvit_b0", "efficientvit_b0_single_scale", "efficientvit_m0"])
+def test_weights_that_were_never_trained_pass(name, randomise):
+    check_qkv_order(build(ModelSpec(name=name, image_size=(64, 64))), "file")
+    check_qkv_order(randomise(build(ModelSpec(name=name, image_size=(64, 64)))), "file")
+
+
+def test_convert_refuses_it_and_writes_nothing(trained, tmp_path):
+    out = tmp_path / "out.safetensors"
+    torch.save(trained.state_dict(), tmp_path / "good.pth")
+    convert(tmp_path / "good.pth", name=NAME, out=out, image_size=SIZE)
+    out.unlink()
+    torch.save(with_global_order(trained).state_dict(), tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=r"bad\.pth: .* all q, then all k, then all v"):
+        convert(tmp_path / "bad.pth", name=NAME, out=out, image_size=SIZE)
+    assert not out.exists()

@@ -1,0 +1,88 @@
+"""The plain ViT beside timm's DeiT: both heads, other image sizes, position tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitesse.errors import ConfigError
+from vitesse.models import build
+from vitesse.models.layers import fit_square_position_table, resample_position_table
+from vitesse.spec import ModelSpec
+from vitesse.weights.load import load_weights
+
+
+def images(height, width):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_logits_of_a_distilled_model_equal_timms_in_both_modes(timm):
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224").eval()
+    for head in (theirs.head, theirs.head_dist):  # timm starts both at zero
+        torch.nn.init.normal_(head.weight)
+    ours = build(ModelSpec(name="vit_tiny_patch16", distilled=True)).eval()
+    report = load_weights(ours, theirs.state_dict())
+    assert (report.missing, report.unexpected, report.resampled) == ((), (), ())
+    x_BCHW = images(224, 224)
+    torch.testing.assert_close(ours(x_BCHW), theirs(x_BCHW), rtol=0, atol=1e-4)
+    theirs.set_distilled_training(True)
+    for our_logits, their_logits in zip(ours.train()(x_BCHW), theirs.train()(x_BCHW), strict=True):
+        torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [(160, 160), (192, 320), (384, 384)])
+@torch.no_grad()
+def test_logits_at_another_size_equal_timms(image_size, timm):
+    weights = timm.create_model("deit_tiny_patch16_224").state_dict()
+    theirs = timm.create_model("deit_tiny_patch16_224", img_size=224, dynamic_img_size=True).eval()
+    theirs.load_state_dict(weights)
+    built_for_it = build(ModelSpec(name="vit_tiny_patch16", image_size=image_size)).eval()
+    assert load_weights(built_for_it, weights).resampled == ("pos_embed",)
+    given_it = build(ModelSpec(name="vit_tiny_patch16")).eval()
+    assert load_weights(given_it, weights).resampled == ()
+    expected = theirs(images(*image_size))
+    for ours in (built_for_it, given_it):
+        torch.testing.assert_close(ours(images(*image_size)), expected, rtol=0, atol=1e-4)
+
+
+def test_image_sides_that_patches_do_not_fill_are_refused():
+    with pytest.raises(ConfigError, match="multiples of 16, got image_size 224x230"):
+        build(ModelSpec(name="vit_tiny_patch16", image_size=(224, 230)))
+    model = build(ModelSpec(name="vit_tiny_patch16"))
+    with pytest.raises(ConfigError, match="multiples of 16, got"):
+        model(torch.zeros(1, 3, 224, 230))
+
+
+def test_a_table_of_the_same_grid_is_the_same_object():
+    table = torch.randn(1, 1 + 12, 8)
+    assert resample_position_table(table, 1, (3, 4), (3, 4)) is table
+    assert fit_square_position_table(table, 1, (3, 4)) is table
+
+
+def test_resampling_keeps_the_prefix_and_a_constant_table():
+    table = torch.cat([torch.full((1, 2, 8), 5.0), torch.full((1, 16, 8), 2.0)], 1)
+    fitted = fit_square_position_table(table.half(), 2, (7, 3))
+    assert fitted.dtype == torch.float16
+    assert fitted.shape == (1, 2 + 21, 8)
+    assert (fitted[:, :2] == 5).all()
+    torch.testing.assert_close(fitted[:, 2:].float(), torch.full((1, 21, 8), 2.0), rtol=1e-3, atol=1e-3)
+
+
+def test_rows_and_columns_are_not_mixed_up():
+    """A table that rises along the rows only rises along the rows only afterwards."""
+    rows = torch.arange(4.0)[:, None].expand(4, 4).reshape(1, 16, 1)
+    table = torch.cat([torch.zeros(1, 1, 1), rows], 1)
+    patches = resample_position_table(table, 1, (4, 4), (8, 2))[0, 1:, 0].reshape(8, 2)
+    torch.testing.assert_close(patches[:, 0], patches[:, 1])
+    assert (patches[:, 0].diff() > 0).all()
+
+
+@torch.no_grad()
+def test_the_feature_map_holds_the_patches_in_their_places():
+    model = build(ModelSpec(name="vit_tiny_patch16", distilled=True)).eval()
+    x_BCHW = images(64, 96)
+    features_BCHW = model.forward_features(x_BCHW)["patches"]
+    tokens_BNC = model.forward_tokens(x_BCHW)
+    assert features_BCHW.shape == (2, 192, 4, 6)
+    assert torch.equal(features_BCHW[:, :, 2, 3], tokens_BNC[:, 2 + 2 * 6 + 3])
