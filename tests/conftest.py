@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +181,116 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI") == "true" and reporter is not None and reporter.stats.get("skipped"):
         reporter.write_line("CI allows no skipped test", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Hub(ThreadingHTTPServer):
+    """A Hugging Face Hub on this machine.
+
+    Serves `files` by path; `cuts` downloads break off in the middle of what they still have to send, and
+    `etag` replaces the sha256 that it promises. What is pushed lands in `pushed` by its name.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.files: dict[str, bytes] = {}
+        self.pushed: dict[str, bytes] = {}
+        self.created: list[dict[str, Any]] = []
+        self.cuts, self.status, self.downloads = 0, 200, 0
+        self.etag: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def add(self, hub_id: str, name: str, content: bytes) -> None:
+        self.files[f"/{hub_id}/resolve/main/{name}"] = content
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.server.downloads += self.path in self.server.files
+        self.answer(body=True)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.status != 200:
+            self.say({"error": "refused"}, self.server.status)
+        elif self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            self.say(
+                {"url": f"{self.server.url}/{json.loads(body)['organization']}/{json.loads(body)['name']}"}
+            )
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            regular = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            self.say({"files": [{"path": name, **regular} for name in names]})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.pushed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            repository = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            address = f"{self.server.url}/{repository}/commit/{'0' * 40}"
+            self.say({"success": True, "commitOid": "0" * 40, "commitUrl": address, "hookOutput": ""})
+        else:
+            self.say({"warnings": [], "errors": []})
+
+    def answer(self, body: bool) -> None:
+        content = self.server.files.get(self.path)
+        if content is None or self.server.status != 200:
+            self.send_response(404 if content is None else self.server.status)
+            self.send_header("X-Error-Code", "RepoNotFound" if content is None else "")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int((re.search(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
+        rest = content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{self.server.etag or hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(rest)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{start + len(rest)}")
+        self.end_headers()
+        if body and self.server.cuts:
+            self.server.cuts -= 1
+            self.wfile.write(rest[: len(rest) // 2])
+            self.close_connection = True
+        elif body:
+            self.wfile.write(rest)
+
+    def say(self, content: dict[str, Any], status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running `Hub` that the real client library of this process talks to, with an empty cache."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

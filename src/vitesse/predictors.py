@@ -1,25 +1,25 @@
 """From whatever names a model to a predictor: the one place that chooses between the two wings.
 
-Torch is imported for checkpoints and for published weights, never for artefacts.
+Torch is imported for checkpoints, and once for a published model to make its artefact; never for artefacts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitesse.catalogue import resolve
-from vitesse.errors import ArtefactError, ConfigError, require
-from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
+from vitesse.errors import ArtefactError, ConfigError, UnknownModelError, from_extra, require
+from vitesse.progress import say
+from vitesse.provenance import versions
+from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read_artefact
 from vitesse.runtime.predictor import Predictor
-from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
-
-if TYPE_CHECKING:
-    from vitesse.models import Backbone
-    from vitesse.models.foreign import TimmModel
 
 CHECKPOINT_SUFFIX, ARTEFACT_SUFFIX = ".safetensors", ".onnx"
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+HUB_PREFIX, HUB_FILE = "hf:", "model.onnx"
+"""`hf:OWNER/REPO` names a repository of the Hugging Face Hub that holds an artefact, as `push` makes them."""
 
 
 def load(
@@ -33,9 +33,9 @@ def load(
     """A `Predictor` for an artefact, a checkpoint or a name: `vitesse.load("model.onnx").predict(["a.jpg"])`.
 
     Args:
-        model: an `.onnx` artefact, a `.safetensors` checkpoint (run by torch), the name of the bundled model,
-            or None for it. With `engine="torch"` also any model name, whose published weights are fetched.
-        engine: `auto`, `onnxruntime`, `openvino`, or `torch`.
+        model: an `.onnx` artefact; a `.safetensors` checkpoint, run by torch; a model's name, whose published
+            weights are fetched and exported once; `hf:OWNER/REPO`; or None for the bundled artefact.
+        engine: `auto`, `onnxruntime`, `openvino`, or `torch`, which runs checkpoints and names.
         arch: the architecture of a checkpoint whose header does not name it.
         threads: of the engine; for torch of the whole process. Default all usable CPUs.
         options: `batch_size`, `top_k`, `limits` and `workers` of `Predictor`.
@@ -43,8 +43,8 @@ def load(
     Raises:
         UnknownModelError: no model has this name; the message lists the nearest.
         ConfigError: an engine that cannot run this kind of model, or an impossible number.
-        ArtefactError: the artefact cannot be used, or the name has none in this installation.
-        WeightsError, EngineError, MissingExtraError: see their messages.
+        ArtefactError: the artefact cannot be used.
+        WeightsError, EngineError, ExportError, MissingExtraError: see their messages.
     """
     if not isinstance(model, Artefact) and _wants_torch(model, engine, arch):
         return _torch_predictor(str(model), arch, threads, options)
@@ -53,40 +53,49 @@ def load(
 
 
 def find_artefact(model: str | Path | None) -> Artefact:
-    """The artefact at a path, or the bundled one by its file's or its model's name, or for None.
+    """The artefact of a path, of `hf:OWNER/REPO`, of a model's published weights, or the bundled one.
+
+    The bundled one has its file's name without suffix, or none.
 
     Raises:
         UnknownModelError: neither a path nor a model's name.
-        ArtefactError: the file cannot be used, or no artefact of this model is in this installation.
+        ArtefactError: the file cannot be used.
+        ConfigError: a file of a kind that is no artefact.
+        WeightsError, ExportError, MissingExtraError: published weights cannot be fetched or exported.
     """
-    if model is not None and (str(model).endswith(ARTEFACT_SUFFIX) or Path(model).exists()):
-        return read_artefact(model)
-    bundled = read_artefact(bundled_artefact())
-    if model is None or str(model) in (bundled.path.stem, bundled.manifest.model.name):
-        return bundled
-    if Path(model).suffix in (".pth", ".pt", ".bin", ".ckpt"):
-        raise ConfigError(f"{model}: expected .onnx or .safetensors; run `vitesse convert` first")
-    resolve(str(model))
-    raise ArtefactError(
-        f"{model}: no artefact of it is in this installation, only {bundled.path.stem}; make one with "
-        f"`vitesse export {model} --out {model}.onnx`, then give --model {model}.onnx"
-    )
+    if model is None:
+        return read_artefact(bundled_artefact())
+    name = str(model)
+    if name.startswith(HUB_PREFIX):
+        with from_extra("torch"):
+            from vitesse.weights.hub import fetch
+        return read_artefact(fetch(name.removeprefix(HUB_PREFIX), HUB_FILE))
+    if name.endswith(ARTEFACT_SUFFIX) or Path(name).exists():
+        return read_artefact(name)
+    if Path(name).suffix in PICKLE_SUFFIXES:
+        raise ConfigError(f"{name}: expected .onnx or .safetensors; run `vitesse convert` first")
+    try:
+        return _published_artefact(name)
+    except UnknownModelError:
+        if name != bundled_artefact().stem:
+            raise
+        return read_artefact(bundled_artefact())
 
 
-def manifest_for(spec: ModelSpec, metadata: Mapping[str, Any]) -> Manifest:
-    """What a checkpoint says of itself as a manifest; without names, classes are called by their index.
-
-    Raises:
-        ConfigError: the metadata does not fit the model.
-    """
-    return Manifest(
-        model=spec,
-        class_names=tuple(metadata.get("class_names") or map(str, range(spec.num_classes))),
-        preprocess=from_mapping(
-            PreprocessSpec, metadata.get("preprocess") or {"image_size": spec.image_size}
-        ),
-        provenance=metadata.get("provenance") or {},
-    )
+def _published_artefact(name: str) -> Artefact:
+    """The artefact of published weights, made at the first call and kept in the cache folder."""
+    model, weights = resolve(name)
+    full_name = f"{model.name}.{weights.tag}"
+    path = cache_dir() / "artefacts" / f"{full_name}-{versions()['vitesse']}{ARTEFACT_SUFFIX}"
+    if path.is_file():
+        try:
+            return read_artefact(path)
+        except ArtefactError as error:
+            say(f"{error}; making it again")
+    with from_extra("export"):
+        from vitesse.export import export
+    say(f"{full_name}: fetching {weights.hub_id} and exporting it, once")
+    return export(full_name, path)
 
 
 def _wants_torch(model: str | Path | None, engine: str, arch: str | None) -> bool:
@@ -108,7 +117,9 @@ def _torch_predictor(
     model: str, arch: str | None, threads: int | None, options: Mapping[str, Any]
 ) -> Predictor:
     torch = require("torch", "torch")
-    from vitesse.models.engine import TorchEngine
+    with from_extra("torch"):
+        from vitesse.models.engine import TorchEngine
+        from vitesse.models.loading import load_torch
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -116,33 +127,3 @@ def _torch_predictor(
     shape = (None, manifest.model.in_chans, *manifest.model.image_size)
     virtual = Artefact(Path(model), manifest, sha256="", opset=0, input_shape=shape, data=b"")
     return Predictor(virtual, engine=TorchEngine(module), **options)
-
-
-def load_torch(model: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, Manifest]:
-    """A checkpoint's model (a path ending in `.safetensors`), or a name's with its published weights.
-
-    Raises:
-        UnknownModelError, WeightsError, MissingExtraError: see `vitesse.models.load_checkpoint` and
-            `vitesse.create_model`.
-    """
-    require("torch", "torch")
-    return _checkpoint(str(model), arch) if str(model).endswith(CHECKPOINT_SUFFIX) else _published(str(model))
-
-
-def _checkpoint(path: str, arch: str | None) -> tuple[Backbone | TimmModel, Manifest]:
-    from vitesse.models import load_checkpoint
-
-    model, metadata = load_checkpoint(path, arch)
-    return model, manifest_for(model.spec, metadata)
-
-
-def _published(name: str) -> tuple[Backbone | TimmModel, Manifest]:
-    from vitesse.models import FeatureExtractor, create_model
-
-    weights = resolve(name)[1]
-    preprocess = {"image_size": weights.image_size, "crop_pct": weights.crop_pct}
-    model = create_model(
-        name, pretrained=True, num_classes=weights.num_classes, image_size=weights.image_size
-    )
-    assert not isinstance(model, FeatureExtractor)
-    return model, manifest_for(model.spec, {"preprocess": preprocess})

@@ -260,9 +260,25 @@ def test_an_unknown_model_lists_the_nearest(vitesse, one_error, album, bundled):
     assert "did you mean efficientvit_m" in said
 
 
-def test_a_known_model_without_an_artefact_says_how_to_make_one(vitesse, one_error, album, bundled):
-    said = one_error(vitesse("predict", album, "--model", "efficientvit_m5"), 1)
-    assert "vitesse export efficientvit_m5 --out efficientvit_m5.onnx" in said
+def test_a_published_model_that_cannot_be_fetched_is_one_line_more(vitesse, album, bundled, hub):
+    done = vitesse("predict", album, "--model", "efficientvit_m5")
+    assert (done.code, done.out) == (1, "")
+    announced, said = done.err.splitlines()
+    assert (
+        announced
+        == "efficientvit_m5.r224_in1k: fetching timm/efficientvit_m5.r224_in1k and exporting it, once"
+    )
+    assert said.startswith("error: timm/efficientvit_m5.r224_in1k/model.safetensors: not found on")
+
+
+def test_a_hub_out_of_reach_says_so_without_its_clients_warnings(vitesse, album, bundled, hub, monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
+    done = vitesse("predict", album, "--model", "hf:me/mine")
+    assert done.err.splitlines() == [done.err.strip()]
+    assert "not in the cache and" in done.err
 
 
 def test_the_bundled_model_is_the_default(vitesse, album, bundled):

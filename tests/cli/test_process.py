@@ -115,7 +115,7 @@ def test_models_prints_the_fields_that_programs_rely_on(vitesse, bundled):
     assert done.err == ""
     for record in done.records:
         assert {"name", "family", "params", "macs", "image_size", "top1"} <= record.keys()
-        assert 0 < record["top1"] < 1
+        assert record["top1"] is None or 0 < record["top1"] < 1
     table = vitesse("models", "*_m[45]").out
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["efficientvit_m4", "efficientvit_m5"]
     assert vitesse("models", "nothing*").code == 1

@@ -25,6 +25,7 @@ FLAGS = {
     "export": "--arch --data --format --json --licence --out --precision --split --trained-on",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
+    "push": "--dry-run --json --private --to",
     "doctor": "--json",
 }
 

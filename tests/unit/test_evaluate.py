@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from vitesse.data.sources import FileSource, open_source
 from vitesse.errors import DataError
-from vitesse.evaluate import score, top_hits
+from vitesse.metrics import score, top_hits
 from vitesse.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(image_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

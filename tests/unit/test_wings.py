@@ -18,9 +18,10 @@ LEVELS = (
     {"runtime", "layers", "weights"},
     {"data", "inputs", "doctor"},
     {"models", "heads"},
-    {"predictors"},
-    {"evaluate"},
+    {"metrics"},
     {"train", "export"},
+    {"predictors"},
+    {"evaluate", "publish"},
     {"bench", "analyze", "serve"},
     {"cli"},
 )

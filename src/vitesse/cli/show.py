@@ -154,6 +154,15 @@ def show_conversion(report: Any, out: Path, *, as_json: bool) -> int:
     return DONE
 
 
+def show_push(where: str, files: Sequence[str], *, as_json: bool) -> int:
+    """Where the files are now."""
+    if as_json:
+        print_json({"url": where, "files": list(files)})
+    else:
+        print(f"{where}: {', '.join(files)}")
+    return DONE
+
+
 def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     """The report; it failed where no engine or no artefact works."""
     if as_json:

@@ -14,12 +14,12 @@ from torch import nn
 
 from vitesse.data.sources import open_source
 from vitesse.errors import ConfigError, DataError, ImageError
-from vitesse.evaluate import check_classes, score
 from vitesse.export.fold import fold
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.export.verify import parity
+from vitesse.metrics import check_classes, score
 from vitesse.models import Backbone
-from vitesse.predictors import load_torch
+from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
@@ -52,7 +52,7 @@ def export(
             and the manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
-        trained_on, licence: for the manifest.
+        trained_on, licence: for the manifest; those of published weights are known.
 
     Raises:
         ExportError: the model cannot be folded or traced, or the file disagrees with it.
@@ -62,7 +62,12 @@ def export(
     if out.suffix != ".onnx":
         raise ConfigError(f"--out: expected a file ending in .onnx, got {out}")
     module, found_manifest = load_torch(model, arch)
-    manifest = replace(found_manifest, trained_on=trained_on, licence=licence, tools=versions())
+    manifest = replace(
+        found_manifest,
+        trained_on=trained_on or found_manifest.trained_on,
+        licence=licence or found_manifest.licence,
+        tools=versions(),
+    )
     source = open_source(data, split) if data is not None else None
     if source is not None:
         check_classes(source, manifest.class_names)

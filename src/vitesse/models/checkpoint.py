@@ -14,6 +14,7 @@ from vitesse.errors import WeightsError
 from vitesse.models.create import build, spec_for
 from vitesse.models.foreign import is_timm
 from vitesse.models.qkv_order import check_qkv_order
+from vitesse.models.release import release_metadata, weights_like
 from vitesse.spec import ModelSpec
 from vitesse.weights.convert import read_foreign, save_foreign
 from vitesse.weights.files import parse_header, read_checkpoint_header, read_safetensors, save_weights, unwrap
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, dict[str, Any]]:
     """The model in a `.safetensors` file with its weights, in training mode, and the file's metadata.
 
+    Foreign weights with the size and classes of published ones get the metadata of those.
+
     Args:
         path: a file of `save_weights`; with `arch`, also safetensors of timm or of an original release.
         arch: the architecture's name, needed where the file does not say it.
@@ -39,7 +42,8 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone
     tensors, header = read_safetensors(path)
     found = parse_header(header, path)
     if found is None and arch is not None:
-        return _model_of(unwrap(tensors, path), str(path), spec_for(arch))[0], {}
+        model = _model_of(unwrap(tensors, path), str(path), spec_for(arch))[0]
+        return model, _metadata_of(model.spec)
     spec, metadata = found or read_checkpoint_header(path)  # which says what to do where none is found
     if arch is not None and spec_for(arch).name != spec.name:
         raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
@@ -79,8 +83,14 @@ def convert(
         raise WeightsError(f"{out}: expected a name ending in .safetensors")
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     provenance = {"converted_from": Path(source).name, "sha256": digest, "naming": report.naming}
-    save_weights(out, model, {"provenance": provenance})
+    save_weights(out, model, {"provenance": provenance} | _metadata_of(model.spec))
     return report
+
+
+def _metadata_of(spec: ModelSpec) -> dict[str, Any]:
+    """Class names and preprocessing of the published weights that foreign ones of this shape must be."""
+    weights = weights_like(spec)
+    return {} if weights is None else release_metadata(weights)
 
 
 def _model_of(

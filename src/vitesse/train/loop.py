@@ -24,7 +24,7 @@ from vitesse.data.loader import AugmentedPictures, Batch, ShuffledKeys, training
 from vitesse.data.sources import Source, hold_out, open_source, take
 from vitesse.data.transforms import DeviceTransform, augment_pictures, mix_batches
 from vitesse.errors import DataError, TrainingError, require
-from vitesse.evaluate import Scores, score
+from vitesse.metrics import Scores, score
 from vitesse.models import build
 from vitesse.models.engine import TorchEngine
 from vitesse.progress import say, track

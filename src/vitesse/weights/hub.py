@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
+import mmap
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +31,66 @@ def fetch_pretrained(name: str) -> Path:
     return fetch(resolve(name)[1].hub_id)
 
 
-def fetch(hub_id: str) -> Path:
-    """`model.safetensors` of a hub repository, downloaded unless cached; the cache never holds part of it.
+def fetch(hub_id: str, file_name: str = FILE_NAME) -> Path:
+    """A file of a hub repository, downloaded unless cached; the cache never holds part of it.
+
+    A download whose content is not what the hub promised is deleted.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
-        WeightsError: offline and not cached, not on the hub, or the download broke off.
+        WeightsError: offline and not cached, not on the hub, the download broke off or is damaged.
     """
     hub = require("huggingface_hub", "torch")
     errors = require("huggingface_hub.errors", "torch")
-    what = f"{hub_id}/{FILE_NAME}"
+    what = f"{hub_id}/{file_name}"
     try:
-        return Path(hub.hf_hub_download(hub_id, FILE_NAME))
+        cached = hub.try_to_load_from_cache(hub_id, file_name)
+        with _without_warnings():
+            path = Path(hub.hf_hub_download(hub_id, file_name))
+    except errors.HFValidationError as error:
+        raise WeightsError(f"{what}: expected OWNER/REPO, {hub_id!r} is no repository's name") from error
     except errors.LocalEntryNotFoundError as error:
         reason = _why_unreachable(hub, error.__cause__)
         raise WeightsError(f"{what}: not in the cache and {reason}; fetch it once while online") from error
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
         raise WeightsError(f"{what}: not found on {hub.constants.ENDPOINT}, or not open to you") from error
     except Exception as error:  # the client lets errors of whichever HTTP library it is built on through
-        if not _is_transfer_error(error):
+        if not is_transfer_error(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
             f"{what}: the download broke off ({reason}); nothing of it is kept, try again"
         ) from error
+    if cached is None:
+        _verify(path, what)
+    return path
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The client warns at every retry; what comes of them is told once, by the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _verify(path: Path, what: str) -> None:
+    """Compare a new download with the sha256 by which the hub's client names large files."""
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = hashlib.sha256(content).hexdigest()
+    if found != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{what}: expected content with sha256 {blob.name}, got {found}; it is deleted, try again"
+        )
 
 
 def _why_unreachable(hub: Any, cause: BaseException | None) -> str:
@@ -59,7 +101,8 @@ def _why_unreachable(hub: Any, cause: BaseException | None) -> str:
     return f"{hub.constants.ENDPOINT} {answer}"
 
 
-def _is_transfer_error(error: Exception) -> bool:
+def is_transfer_error(error: Exception) -> bool:
+    """Whether an error comes from the network or the HTTP library."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
         "httpx",
         "httpx2",

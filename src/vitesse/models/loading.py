@@ -1,0 +1,64 @@
+"""A torch model together with the manifest that says what its weights need and mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitesse.catalogue import resolve
+from vitesse.models.backbone import FeatureExtractor
+from vitesse.models.checkpoint import load_checkpoint
+from vitesse.models.create import create_model
+from vitesse.models.release import release_metadata
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
+
+if TYPE_CHECKING:
+    from vitesse.models.backbone import Backbone
+    from vitesse.models.foreign import TimmModel
+
+CHECKPOINT_SUFFIX = ".safetensors"
+
+
+def load_torch(model: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, Manifest]:
+    """A checkpoint's model (a path ending in `.safetensors`), or a name's with its published weights.
+
+    Raises:
+        UnknownModelError, WeightsError, MissingExtraError: see `load_checkpoint` and `create_model`.
+    """
+    if not str(model).endswith(CHECKPOINT_SUFFIX):
+        return _published(str(model))
+    module, metadata = load_checkpoint(model, arch)
+    return module, manifest_for(module.spec, metadata)
+
+
+def manifest_for(spec: ModelSpec, metadata: Mapping[str, Any]) -> Manifest:
+    """What a checkpoint says of itself as a manifest; without names, classes are called by their index.
+
+    Raises:
+        ConfigError: the metadata does not fit the model.
+    """
+    return Manifest(
+        model=spec,
+        class_names=tuple(metadata.get("class_names") or map(str, range(spec.num_classes))),
+        preprocess=from_mapping(
+            PreprocessSpec, metadata.get("preprocess") or {"image_size": spec.image_size}
+        ),
+        provenance=metadata.get("provenance") or {},
+    )
+
+
+def _published(name: str) -> tuple[Backbone | TimmModel, Manifest]:
+    weights = resolve(name)[1]
+    model = create_model(
+        name, pretrained=True, num_classes=weights.num_classes, image_size=weights.image_size
+    )
+    assert not isinstance(model, FeatureExtractor)
+    manifest = manifest_for(model.spec, release_metadata(weights))
+    return model, dataclasses.replace(
+        manifest,
+        trained_on="ImageNet-1k",
+        licence=weights.licence,
+        provenance={"hub_id": weights.hub_id, "published": {"top1": weights.top1, "source": weights.source}},
+    )
