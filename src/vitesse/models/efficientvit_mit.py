@@ -10,7 +10,6 @@ N positions (H*W).
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.layers import ConvNorm, Residual, drop_path_rates, logits_or_pair
+from vitesse.models.layers import (
+    ConvNorm,
+    Residual,
+    drop_path_rates,
+    logits_or_pair,
+    upcast,
+    without_autocast,
+)
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 
@@ -96,11 +102,11 @@ CONFIGS |= {
 def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Tensor:
     """Attention whose weights are relu(q)·relu(k), normalised over the keys: (B, A, D, N), dtype of `q_BADN`.
 
-    Computed in float32 whatever the inputs and autocast. Keys meet values first, so cost and memory grow with
+    Computed in float32 at least, whatever the inputs and autocast. Keys meet values first, so cost and memory grow with
     N and not N²; on maps of at most D positions the other order costs less (3.1).
     """
-    with _without_autocast(q_BADN.device.type):
-        q, k, v = F.relu(q_BADN).float(), F.relu(k_BADN).float(), v_BADN.float()
+    with without_autocast(q_BADN):
+        q, k, v = upcast(F.relu(q_BADN)), upcast(F.relu(k_BADN)), upcast(v_BADN)
         head_dim, num_positions = q.shape[2:]
         if num_positions <= head_dim:
             weights_BANN = k.mT @ q
@@ -111,12 +117,6 @@ def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Ten
             weighted, sums = torch.split(values_by_keys @ q, [head_dim, 1], dim=2)
             out_BADN = weighted / (sums + ATTENTION_EPS)
     return out_BADN.to(q_BADN.dtype)
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 class MultiScaleLinearAttention(nn.Module):

@@ -26,6 +26,8 @@ from vitesse.models.layers import (
     Subsample,
     SubsampledStage,
     drop_path_rates,
+    upcast,
+    without_autocast,
 )
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
@@ -94,8 +96,10 @@ class CascadedGroupAttention(nn.Module):
             cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
             q_BDHW, k_BDHW, v_BVHW = self.qkvs[head](cascaded_BVHW).split(self.widths, dim=1)
             q_BDN = self.query_convs[head](q_BDHW).flatten(2)
-            attention_BNN = torch.baddbmm(bias_ANN[head], q_BDN.mT, k_BDHW.flatten(2), alpha=self.scale)
-            out_BVN = v_BVHW.flatten(2) @ attention_BNN.softmax(-1).mT
+            with without_autocast(q_BDN):
+                q_BDN, k_BDN = upcast(q_BDN), upcast(k_BDHW.flatten(2))
+                logits_BNN = torch.baddbmm(bias_ANN[head], q_BDN.mT, k_BDN, alpha=self.scale)
+            out_BVN = v_BVHW.flatten(2) @ logits_BNN.softmax(-1).to(v_BVHW.dtype).mT
             outputs.append(out_BVN.unflatten(2, (height, width)))
         projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
         return projected_BCHW
@@ -104,7 +108,7 @@ class CascadedGroupAttention(nn.Module):
         """The bias of every pair of positions of a map of this resolution: (A, N, N)."""
         table_ARS = resample_bias(self.attention_bias_ARS, resolution)
         same = table_ARS is self.attention_bias_ARS
-        return table_ARS.flatten(1)[:, self.offset_index_NN if same else offset_index(resolution)]
+        return upcast(table_ARS).flatten(1)[:, self.offset_index_NN if same else offset_index(resolution)]
 
 
 def offset_index(resolution: tuple[int, int]) -> Tensor:

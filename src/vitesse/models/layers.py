@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H rows, W columns, N tokens, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -163,6 +164,19 @@ class ClassifierHead(nn.Module):
         pooled_BC = x_BCHW.mean((2, 3))
         distilled_BK = None if self.classifier_dist is None else self.classifier_dist(pooled_BC)
         return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A region without autocast on the device of `x`, for attention weights, which rounding ruins."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def drop_path_rates(last: float, num_blocks: int) -> list[float]:

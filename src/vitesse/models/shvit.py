@@ -22,6 +22,8 @@ from vitesse.models.layers import (
     Subsample,
     SubsampledStage,
     drop_path_rates,
+    upcast,
+    without_autocast,
 )
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
@@ -64,7 +66,9 @@ class SingleHeadSelfAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BPHW, passed_BCHW = torch.split(x_BCHW, self.split_widths, dim=1)
         q_BDHW, k_BDHW, v_BPHW = self.qkv(self.norm(x_BPHW)).split(self.qkv_widths, dim=1)
-        attention_BNN = (q_BDHW.flatten(2).mT * self.scale @ k_BDHW.flatten(2)).softmax(-1)
+        with without_autocast(x_BCHW):
+            q_BDN, k_BDN = upcast(q_BDHW).flatten(2) * self.scale, upcast(k_BDHW).flatten(2)
+            attention_BNN = (q_BDN.mT @ k_BDN).softmax(-1).to(v_BPHW.dtype)
         out_BPHW = (v_BPHW.flatten(2) @ attention_BNN.mT).unflatten(2, x_BCHW.shape[2:])
         projected_BCHW: Tensor = self.proj(torch.cat((out_BPHW, passed_BCHW), dim=1))
         return projected_BCHW
