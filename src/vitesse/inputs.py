@@ -15,7 +15,7 @@ from vitesse.runtime.decode import DEFAULT_LIMITS, ImageLimits
 Picture = Path | tuple[str, bytes]
 """A file, or bytes with the name the user gave them; both are sources of a `Predictor`."""
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".npy"})
 SAMPLE = "sample:"
 SAMPLES = {
     "astronaut": "astronaut.png",

@@ -29,6 +29,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 INSIDE_RUNTIME = (
     {"header", "protobuf"},
     {"decode", "artefact", "postprocess", "drawing"},
+    {"bands"},
     {"imaging", "autoselect"},
     {"engines"},
     {"predictor"},

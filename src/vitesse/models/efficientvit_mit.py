@@ -102,8 +102,8 @@ CONFIGS |= {
 def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Tensor:
     """Attention whose weights are relu(q)·relu(k), normalised over the keys: (B, A, D, N), dtype of `q_BADN`.
 
-    Computed in float32 at least, whatever the inputs and autocast. Keys meet values first, so cost and memory grow with
-    N and not N²; on maps of at most D positions the other order costs less (3.1).
+    Computed in float32 at least, whatever the inputs and autocast. Keys meet values first, so cost and
+    memory grow with N and not N²; on maps of at most D positions the other order costs less (3.1).
     """
     with without_autocast(q_BADN):
         q, k, v = upcast(F.relu(q_BADN)), upcast(F.relu(k_BADN)), upcast(v_BADN)

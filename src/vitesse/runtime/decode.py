@@ -87,8 +87,8 @@ def decode(
     Raises:
         ImageError: see `read_image`.
     """
-    header = read_header(_read_bytes(source, limits))
-    _check_pixels(header.height, header.width, limits)
+    header = read_header(read_bytes(source, limits))
+    check_pixels(header.height, header.width, limits)
     turned = header.orientation >= 5
     height, width = (header.width, header.height) if turned else (header.height, header.width)
     fraction = 1
@@ -114,7 +114,7 @@ def to_rgb(source: Image.Image | NDArray[np.uint8], limits: ImageLimits = DEFAUL
         ImageError: too large, cut short, a picture of floats, or an array of another shape or dtype.
     """
     if isinstance(source, Image.Image):
-        _check_pixels(source.height, source.width, limits)
+        check_pixels(source.height, source.width, limits)
         if source.mode == "F":
             raise ImageError(
                 "expected a picture of whole numbers, got floats; scale it to 0..255 of uint8 first"
@@ -128,11 +128,11 @@ def to_rgb(source: Image.Image | NDArray[np.uint8], limits: ImageLimits = DEFAUL
             f"expected an array (H, W, 3) or (H, W) of uint8, got {source.shape} of {source.dtype}; "
             "RGB order, 0 to 255"
         )
-    _check_pixels(source.shape[0], source.shape[1], limits)
+    check_pixels(source.shape[0], source.shape[1], limits)
     return Image.fromarray(source).convert("RGB")
 
 
-def _read_bytes(source: bytes | Path, limits: ImageLimits) -> bytes:
+def read_bytes(source: bytes | Path, limits: ImageLimits) -> bytes:
     if isinstance(source, bytes):
         size, data = len(source), source
     else:
@@ -153,7 +153,7 @@ def _read_bytes(source: bytes | Path, limits: ImageLimits) -> bytes:
     return data
 
 
-def _check_pixels(height: int, width: int, limits: ImageLimits) -> None:
+def check_pixels(height: int, width: int, limits: ImageLimits) -> None:
     if min(height, width) < 1:
         raise ImageError(f"expected a picture, its header says {width}x{height} pixels")
     if height * width > limits.max_pixels:

@@ -8,13 +8,24 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitesse.errors import ConfigError
-from vitesse.runtime.decode import DEFAULT_LIMITS, Decoded, ImageLimits, decode, in_mode, read_image, to_rgb
+from vitesse.errors import ImageError
+from vitesse.runtime.bands import NPY_MAGIC, check_bands, read_bands
+from vitesse.runtime.decode import (
+    DEFAULT_LIMITS,
+    Decoded,
+    ImageLimits,
+    decode,
+    in_mode,
+    read_bytes,
+    read_image,
+    to_rgb,
+)
 from vitesse.spec import PreprocessSpec
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     "ImageLimits",
     "load_tensor",
     "preprocess",
+    "preprocess_bands",
     "read_image",
     "resized_size",
     "to_rgb",
@@ -44,19 +56,23 @@ def load_tensor(
     picture. That changes a pixel by less than one level in 255 on average, about what saving the photo once
     more at JPEG quality 90 does; at a gap of 1 it would be two levels. `benchmarks/decode.py` measures both.
 
+    A `.npy` file holds the bands of `preprocess_bands`.
+
     Returns:
         (C, H, W) float32.
 
     Raises:
         ImageError: see `read_image`.
-        ConfigError: see `preprocess`.
     """
 
     def enough(height: int, width: int) -> tuple[int, int]:
         resized = resized_size((height, width), spec)
         return math.ceil(DRAFT_GAP * resized[0]), math.ceil(DRAFT_GAP * resized[1])
 
-    return _normalise(_resample(decode(source, limits, enough), spec), spec)
+    data = read_bytes(source, limits)
+    if data.startswith(NPY_MAGIC):
+        return preprocess_bands(read_bands(data), spec, limits)
+    return _normalise(_resample(decode(data, limits, enough), spec), spec)
 
 
 def preprocess(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -73,7 +89,7 @@ def preprocess(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
         (C, H, W) float32.
 
     Raises:
-        ConfigError: the spec asks for other than one or three channels.
+        ImageError: the spec asks for other than one or three channels.
     """
     return _normalise(_resample(Decoded(image, (image.height, image.width), 1), spec), spec)
 
@@ -92,23 +108,60 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     return target_h, target_w * width // height
 
 
+def preprocess_bands(
+    bands_HWC: NDArray[Any], spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS
+) -> NDArray[np.float32]:
+    """Resize, crop and normalise a picture of any number of bands by the rules of `preprocess`.
+
+    Args:
+        bands_HWC: (H, W, C). uint8 and uint16 are scaled to 0..1; floats are taken as they are, in the unit
+            of the spec's mean and std.
+        spec: C channels.
+
+    Returns:
+        (C, H, W) float32.
+
+    Raises:
+        ImageError: another number of bands, another type, too many pixels, values that are not finite.
+    """
+    checked_HWC = check_bands(bands_HWC, len(spec.mean), limits)
+    size = (checked_HWC.shape[0], checked_HWC.shape[1])
+    height, width = spec.image_size
+    box = _window(size, size, spec)
+    x_CHW = np.empty((len(spec.mean), height, width), np.float32)
+    for x_HW, band_HW, mean, std in zip(
+        x_CHW, np.ascontiguousarray(checked_HWC.transpose(2, 0, 1)), spec.mean, spec.std, strict=True
+    ):
+        resized = Image.fromarray(band_HW).resize((width, height), _FILTERS[spec.interpolation], box=box)
+        x_HW[:] = (np.asarray(resized) - mean) / std
+    return x_CHW
+
+
+def _window(
+    full_size: tuple[int, int], decoded_size: tuple[int, int], spec: PreprocessSpec, fraction: int = 1
+) -> tuple[float, float, float, float]:
+    """What the crop keeps, (left, top, right, bottom), in pixels of a picture decoded at 1/`fraction`."""
+    resized = resized_size(full_size, spec)
+    scales = [full / side / fraction for full, side in zip(full_size, resized, strict=True)]
+    height, width = spec.image_size
+    top, left = (round((side - kept) / 2) for side, kept in zip(resized, spec.image_size, strict=True))
+    return (
+        left * scales[1],
+        top * scales[0],
+        min((left + width) * scales[1], decoded_size[1]),
+        min((top + height) * scales[0], decoded_size[0]),
+    )
+
+
 def _resample(decoded: Decoded, spec: PreprocessSpec) -> Image.Image:
     """Resize and crop at once: a window of the full picture, scaled to the pixels that were decoded."""
     if (mode := _MODES.get(len(spec.mean))) is None:
-        raise ConfigError(
-            f"preprocess: expected 1 or 3 channels for a picture, the spec has {len(spec.mean)}"
+        raise ImageError(
+            f"expected an array of {len(spec.mean)} bands, a .npy file, got a picture of colours"
         )
-    resized = resized_size(decoded.full_size, spec)
-    scales = [full / side / decoded.fraction for full, side in zip(decoded.full_size, resized, strict=True)]
-    height, width = spec.image_size
-    top, left = (round((side - kept) / 2) for side, kept in zip(resized, spec.image_size, strict=True))
     image = in_mode(decoded.image, mode)
-    box = (
-        left * scales[1],
-        top * scales[0],
-        min((left + width) * scales[1], image.width),
-        min((top + height) * scales[0], image.height),
-    )
+    box = _window(decoded.full_size, (image.height, image.width), spec, decoded.fraction)
+    height, width = spec.image_size
     return image.resize((width, height), _FILTERS[spec.interpolation], box=box)
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,24 @@ from vitesse.errors import ConfigError, ImageError, VitesseError
 from vitesse.results import Classification, Prediction
 from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
 from vitesse.runtime.engines import Engine, create_engine, usable_cpus
-from vitesse.runtime.imaging import DEFAULT_LIMITS, ImageLimits, load_tensor, preprocess, to_rgb
+from vitesse.runtime.imaging import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    load_tensor,
+    preprocess,
+    preprocess_bands,
+    to_rgb,
+)
 from vitesse.runtime.postprocess import top_k
 
-Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[np.uint8]
-"""A path, the bytes of a file (with or without a name), an opened picture, or RGB (H, W, 3) uint8."""
+Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
+"""A path, the bytes of a file (with or without a name), an opened picture, or RGB (H, W, 3) uint8.
+
+For a model of other than 1 or 3 channels, an array (H, W, C) as `preprocess_bands` takes it.
+"""
+
+COLOURS = (1, 3)
+"""Channels of the models that see pictures of grey or of colours."""
 
 Loaded = NDArray[np.float32] | str
 """What came of a source: its tensor (C, H, W), or why there is none."""
@@ -116,6 +130,8 @@ class Predictor:
     def _load(self, source: Source) -> Loaded:
         spec = self.artefact.manifest.preprocess
         try:
+            if isinstance(source, np.ndarray) and len(spec.mean) not in COLOURS:
+                return preprocess_bands(source, spec, self._limits)
             if isinstance(source, Image.Image | np.ndarray):
                 return preprocess(to_rgb(source, self._limits), spec)
             if isinstance(source, tuple):

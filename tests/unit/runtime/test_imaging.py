@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision import transforms
 
-from vitesse.errors import ConfigError, ImageError
+from vitesse.errors import ImageError
 from vitesse.runtime import decode, imaging
 from vitesse.runtime.imaging import load_tensor, preprocess, read_image, resized_size
 from vitesse.spec import PreprocessSpec
@@ -80,7 +80,9 @@ def test_one_channel_means_grey(photo):
 
 
 def test_other_channel_counts_are_refused(photo):
-    with pytest.raises(ConfigError, match=r"1 or 3 channels.* has 2"):
+    with pytest.raises(
+        ImageError, match=r"expected an array of 2 bands, a \.npy file, got a picture of colours"
+    ):
         preprocess(photo(), PreprocessSpec(mean=(0.5,) * 2, std=(0.5,) * 2))
 
 

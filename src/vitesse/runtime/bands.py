@@ -1,0 +1,70 @@
+"""Pictures of any number of bands, as NumPy arrays and `.npy` files: read, checked, as floats.
+
+Shape suffixes: H rows, W columns, C bands.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.errors import ImageError
+from vitesse.runtime.decode import ImageLimits, check_pixels
+
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def read_bands(data: bytes) -> NDArray[Any]:
+    """The array in the bytes of a `.npy` file; its header is checked before anything is allocated.
+
+    Raises:
+        ImageError: damaged, cut short, or an array of objects, which would run code.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, EOFError) as error:
+        raise ImageError(f"expected a whole .npy file, its header cannot be read ({error})") from error
+    if dtype.hasobject:
+        raise ImageError(
+            f"expected an array of numbers, got {dtype}; a .npy file with objects would run code"
+        )
+    wanted, got = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if wanted != got:
+        raise ImageError(
+            f"expected {wanted} bytes of {shape} {dtype}, the file holds {got}: it is cut or damaged"
+        )
+    file.seek(0)
+    array: NDArray[Any] = np.load(file, allow_pickle=False)
+    return array
+
+
+def check_bands(bands_HWC: NDArray[Any], num_bands: int, limits: ImageLimits) -> NDArray[np.float32]:
+    """A picture's bands as float32: whole numbers divided by the largest of their type, floats as they are.
+
+    Raises:
+        ImageError: another shape or number of bands, too many pixels, another type, NaN or infinite values.
+    """
+    if bands_HWC.ndim != 3 or bands_HWC.shape[2] != num_bands or 0 in bands_HWC.shape:
+        raise ImageError(f"expected an array (height, width, {num_bands} bands), got {bands_HWC.shape}")
+    check_pixels(bands_HWC.shape[0], bands_HWC.shape[1], limits)
+    if bands_HWC.dtype in (np.uint8, np.uint16):
+        scaled_HWC: NDArray[np.float32] = np.divide(
+            bands_HWC, np.iinfo(bands_HWC.dtype).max, dtype=np.float32
+        )
+        return scaled_HWC
+    if bands_HWC.dtype.kind != "f":
+        raise ImageError(f"expected bands of uint8, uint16 or floats, got {bands_HWC.dtype}")
+    if not (finite := np.isfinite(bands_HWC)).all():
+        row, column, band = np.argwhere(~finite)[0].tolist()
+        bad = int((~finite).sum())
+        raise ImageError(
+            f"expected finite values, {bad} are not, the first at row {row}, column {column}, band {band}"
+        )
+    return bands_HWC.astype(np.float32)
