@@ -199,17 +199,16 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def ship(model: nn.Module, spec: PreprocessSpec, scene: Scene, out: Path) -> float:
-    """Save, export, and classify the test patches without torch; gives the overall accuracy."""
+def ship(model: nn.Module, spec: PreprocessSpec, scene: Scene, out: Path) -> NDArray[np.int64]:
+    """Save, export, and classify the whole scene without torch: class indices (H, W)."""
     out.mkdir(parents=True, exist_ok=True)
     metadata = {"class_names": list(scene.class_names), "preprocess": to_mapping(spec)}
     save_weights(out / "samson.safetensors", model, metadata)
     vitesse.export(out / "samson.safetensors", out / "samson.onnx", trained_on="Samson hyperspectral scene")
-    test = scene.centres(scene.test_HW)
     predictor = vitesse.load(out / "samson.onnx", engine="onnxruntime", batch_size=64, top_k=1)
-    records = predictor.predict(list(scene.patches(test)))
-    found = np.array([record.predictions[0].index for record in records])
-    return accuracy(found, scene.label_HW.ravel()[test])["overall"]
+    records = predictor.stream(list(scene.patches(np.arange(scene.label_HW.size))))
+    found = [record.predictions[0].index for record in track(records, "classify", scene.label_HW.size)]
+    return np.array(found).reshape(scene.label_HW.shape)
 
 
 def draw(scene: Scene, found_HW: NDArray[np.int64], chosen: NDArray[np.int64], path: Path) -> None:
@@ -276,9 +275,8 @@ def main() -> None:
         say(f"seed {seed}: " + ", ".join(f"{name} {row['overall']:.1%}" for name, row in scores.items()))
     assert first is not None
     model, spec, chosen = first
-    shipped = ship(model, spec, scene, args.out)
-    everywhere = scene.patches(np.arange(scene.label_HW.size))
-    found_HW = classify(model, tensors(everywhere, spec)).reshape(scene.label_HW.shape)
+    found_HW = ship(model, spec, scene, args.out)
+    shipped = accuracy(found_HW[scene.test_HW], scene.label_HW[scene.test_HW])["overall"]
     draw(scene, found_HW, chosen, args.out / "samson.png")
     summary = summarise(runs)
     record = {

@@ -57,12 +57,13 @@ def test_the_artefact_carries_what_inference_needs_and_its_proof(
 @pytest.mark.parametrize(
     "name",
     [
-        "efficientvit_m0",
-        "efficientvit_m1",
-        "efficientvit_m2",
-        "efficientvit_m3",
-        "efficientvit_m4",
-        "efficientvit_m5",
+        *(f"efficientvit_m{index}" for index in range(6)),
+        "shvit_s1",
+        "shvit_s4",
+        "efficientvit_b0",
+        "efficientvit_b0_single_scale",
+        "efficientvit_l0",
+        "vit_tiny_patch16",
     ],
 )
 def test_both_engines_give_torchs_logits(name: str, tmp_path: Path, randomise: Randomise) -> None:
