@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--per-class", type=int, default=15, help="training labels of each class")
     parser.add_argument("--steps", type=int, default=200, help="of training")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/samson"))
     args = parser.parse_args()
     scene = read_scene(DATA / "hsi" / "samson.npz")
