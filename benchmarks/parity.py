@@ -1,4 +1,4 @@
-"""Does every EfficientViT-M compute what timm's does, before and after folding and through both engines?
+"""Does every model that timm has compute what timm's does, before and after folding and through both engines?
 
     python benchmarks/parity.py
 
@@ -22,10 +22,14 @@ from common import table, write_record
 from vitesse.export import fold
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.models import create_model, list_models
+from vitesse.progress import track
 from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.spec import Manifest, PreprocessSpec
 from vitesse.weights.load import load_weights
+
+IN_TIMM = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+NOT_IN_TIMM = ("efficientvit_l0", *list_models("*_single_scale"))
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -43,9 +47,17 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def timms_model(name: str) -> nn.Module:
+    """timm's model of ours, randomised, with the epsilon of the original release in every norm."""
+    model = timm.create_model(IN_TIMM.get(name, name))
+    if name.startswith("efficientvit_l"):
+        model.head.in_conv.norm.eps = 1e-7
+    return randomised(model)
+
+
 def measure(name: str, folder: Path) -> dict[str, float]:
     """Parameters, MACs and differences of one model."""
-    reference = randomised(timm.create_model(name))
+    reference = timms_model(name)
     model = create_model(name).eval()
     load_weights(model, reference.state_dict())
     folded = fold(model)
@@ -72,10 +84,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--models", nargs="+", default=[name for name in list_models() if name not in NOT_IN_TIMM]
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: measure(name, Path(folder)) for name in list_models("efficientvit_m*")}
+        found = {
+            name: measure(name, Path(folder)) for name in track(args.models, "compare", len(args.models))
+        }
     path = write_record("parity", {"models": found}, args.out)
     columns = list(next(iter(found.values())))
     rows: list[list[object]] = [["model", *columns]]

@@ -10,7 +10,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on st
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Artefact (.onnx), checkpoint (.safetensors) or name; default the bundled model."
+        "--model",
+        help="Artefact (.onnx), checkpoint (.safetensors), name of published weights or hf:OWNER/REPO; "
+        "default the bundled model.",
     ),
 ]
 Arch = Annotated[
