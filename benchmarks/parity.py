@@ -67,7 +67,9 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     with torch.no_grad():
         expected, logits["folded"] = reference(x_BCHW).numpy(), folded(x_BCHW).numpy()
     manifest = Manifest(
-        model=model.spec, class_names=tuple(map(str, range(1000))), preprocess=PreprocessSpec()
+        model=model.spec,
+        class_names=tuple(map(str, range(1000))),
+        preprocess=PreprocessSpec(image_size=model.spec.image_size),
     )
     write_artefact(to_onnx(folded, model.spec), manifest, folder / f"{name}.onnx")
     artefact = read_artefact(folder / f"{name}.onnx")
