@@ -16,7 +16,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Replace `path` by a file that holds `data`, or leave it as it is.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full; the old file stays.
+        OSError: the folder cannot be made or written, or the disk is full; the old file stays.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -26,13 +26,14 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path with the same suffix in the same folder, for libraries that write by name.
 
-    When the block ends well the file takes the name `path`; when it raises the file is removed and `path`
-    stays as it was. A symbolic link at `path` is kept and its target replaced.
+    The folder is made where it is missing. When the block ends well the file takes the name `path`; when it
+    raises the file is removed and `path` stays as it was. A symbolic link at `path` is kept and its target replaced.
 
     Raises:
-        OSError: the block wrote no file, or the folder is missing or not writable.
+        OSError: the block wrote no file, or the folder cannot be made or written.
     """
     target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
     try:
         yield temporary

@@ -78,9 +78,11 @@ def score(
 
 
 def top_hits(logits_BK: NDArray[np.float32], labels_B: NDArray[np.int64], k: int) -> int:
-    """How many labels are among the k highest logits; a class that ties with the label does not beat it."""
+    """How many labels are among the first k of finite logits; of equal ones the lower index comes first."""
     own_B1 = np.take_along_axis(logits_BK, labels_B[:, None], axis=1)
-    return int(((logits_BK > own_B1).sum(axis=1) < k).sum())
+    tied_before_BK = (logits_BK == own_B1) & (np.arange(logits_BK.shape[1]) < labels_B[:, None])
+    rank_B = ((logits_BK > own_B1) | tied_before_BK).sum(axis=1)
+    return int((rank_B < k).sum())
 
 
 def _scored(

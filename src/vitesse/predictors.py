@@ -70,7 +70,7 @@ def find_artefact(model: str | Path | None) -> Artefact:
         with from_extra("torch"):
             from vitesse.weights.hub import fetch
         return read_artefact(fetch(name.removeprefix(HUB_PREFIX), HUB_FILE))
-    if name.endswith(ARTEFACT_SUFFIX) or Path(name).exists():
+    if name.endswith(ARTEFACT_SUFFIX) or Path(name).is_file():
         return read_artefact(name)
     if Path(name).suffix in PICKLE_SUFFIXES:
         raise ConfigError(f"{name}: expected .onnx or .safetensors; run `vitesse convert` first")
@@ -106,11 +106,17 @@ def _wants_torch(model: str | Path | None, engine: str, arch: str | None) -> boo
         )
     if arch is not None and not checkpoint:
         raise ConfigError(f"arch: expected a checkpoint ({CHECKPOINT_SUFFIX}), got model {model}")
-    if engine == "torch" and (model is None or str(model).endswith(ARTEFACT_SUFFIX)):
+    if engine == "torch" and (model in (None, bundled_artefact().stem) or _names_artefact(str(model))):
         raise ConfigError(
             "engine torch: expected a checkpoint (.safetensors) or a model name, got an artefact"
         )
+    if engine == "torch" and Path(str(model)).suffix in PICKLE_SUFFIXES:
+        raise ConfigError(f"{model}: expected .safetensors; run `vitesse convert` first")
     return checkpoint or engine == "torch"
+
+
+def _names_artefact(name: str) -> bool:
+    return name.endswith(ARTEFACT_SUFFIX) or name.startswith(HUB_PREFIX)
 
 
 def _torch_predictor(

@@ -38,8 +38,12 @@ def prepare(files: Sequence[Path], repo_id: str) -> Repository:
         ConfigError: no or other files, two of a kind, files of two models, no name of a repository.
         ArtefactError, WeightsError: a file cannot be used.
     """
-    owner, slash, name = repo_id.partition("/")
-    if not (owner and slash and name) or "/" in name:
+    hub = require("huggingface_hub", "torch")
+    try:
+        hub.utils.validate_repo_id(repo_id)
+    except require("huggingface_hub.errors", "torch").HFValidationError as error:
+        raise ConfigError(f"--to: expected OWNER/REPO, {repo_id!r} is no repository's name") from error
+    if "/" not in repo_id:
         raise ConfigError(f"--to: expected OWNER/REPO, got {repo_id!r}")
     named: dict[str, Path] = {}
     for path in files:
@@ -52,7 +56,7 @@ def prepare(files: Sequence[Path], repo_id: str) -> Repository:
     manifests = [_manifest(path) for path in sorted(named.values(), key=lambda path: path.suffix)]
     if not manifests:
         raise ConfigError("expected an artefact (.onnx), a checkpoint (.safetensors) or both, got no file")
-    if len({(m.model.name, m.class_names) for m in manifests}) > 1:
+    if len({(m.model.name, m.model.image_size, m.class_names, m.preprocess) for m in manifests}) > 1:
         raise ConfigError(f"{files[0]} and {files[1]} hold different models: push each to its own repository")
     card = _card(manifests[0], repo_id, tuple(named))
     return Repository(repo_id=repo_id, files={**named, CARD: card.encode()})
@@ -126,7 +130,7 @@ def _card(manifest: Manifest, repo_id: str, files: Sequence[str]) -> str:
     sections = [
         f"---\n{_front_matter(manifest, repo_id)}\n---\n\n# {repo_id.partition('/')[2]}",
         _summary(manifest),
-        f"## Use\n\n{_use(repo_id, files)}",
+        f"## Use\n\n{_use(repo_id, files, manifest.model.in_chans)}",
         f"## Preprocessing\n\n{_facts(to_mapping(manifest.preprocess))}",
         f"## Accuracy\n\n{_facts(manifest.accuracy)}" if manifest.accuracy else "",
         f"## Classes\n\n{', '.join(manifest.class_names)}",
@@ -168,16 +172,18 @@ def _summary(manifest: Manifest) -> str:
     model = manifest.model
     size = "x".join(map(str, model.image_size))
     trained = f", trained on {manifest.trained_on}" if manifest.trained_on else ""
-    pictures = f"pictures of {size} pixels and {model.in_chans} channels"
+    channels = f"{model.in_chans} channel{'s' if model.in_chans > 1 else ''}"
+    pictures = f"pictures of {size} pixels and {channels}"
     return f"`{model.name}`: {model.num_classes} classes, {pictures}, {manifest.precision}{trained}."
 
 
-def _use(repo_id: str, files: Sequence[str]) -> str:
+def _use(repo_id: str, files: Sequence[str], in_chans: int) -> str:
+    picture = "photo.jpg" if in_chans in (1, 3) else "scene.npy"
     if "model.onnx" in files:
-        return f"```sh\nvitesse predict photo.jpg --model hf:{repo_id}\n```"
+        return f"```sh\nvitesse predict {picture} --model hf:{repo_id}\n```"
     return (
         f"```sh\nhf download {repo_id} model.safetensors --local-dir .\n"
-        "vitesse predict photo.jpg --model model.safetensors\n```"
+        f"vitesse predict {picture} --model model.safetensors\n```"
     )
 
 

@@ -58,10 +58,10 @@ def show_records(
 def _drawn(gallery: Any, picture: Picture, record: Classification, limits: ImageLimits) -> bool:
     """Save one picture; one that went away since, or is cut short where it was not needed, is named."""
     from vitesse.errors import ImageError
-    from vitesse.runtime.decode import read_image
+    from vitesse.runtime.imaging import read_for_display
 
     try:
-        gallery.add(read_image(picture[1] if isinstance(picture, tuple) else picture, limits), record)
+        gallery.add(read_for_display(picture[1] if isinstance(picture, tuple) else picture, limits), record)
     except ImageError as error:
         say(f"{record.source}: not saved: {error}")
         return False

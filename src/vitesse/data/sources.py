@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitesse.errors import DataError, require
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".npy"})
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "test": ("test", "val", "valid", "validation"),
@@ -202,7 +202,7 @@ def _read_class_folders(root: Path, folders: list[Path]) -> FileSource:
         labels += [label] * len(pictures)
     if not files:
         raise DataError(
-            f"{root}: expected class folders with pictures (.jpg, .png, .webp), Parquet shards, "
+            f"{root}: expected class folders with pictures (.jpg, .png, .webp, .npy), Parquet shards, "
             "or labels.tsv beside images/; found none"
         )
     return FileSource(files, labels, [folder.name for folder in folders])

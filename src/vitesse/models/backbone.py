@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -68,6 +69,17 @@ class Backbone(nn.Module, ABC):
         return min(height, width) >= self.min_image_size and not (
             height % self.size_multiple or width % self.size_multiple
         )
+
+    def check_channel_order(self, values: Mapping[str, Tensor], label: str) -> None:
+        """Refuse foreign weights of this model's names and shapes whose channels lie in another order.
+
+        Args:
+            values: the weights by this model's names; the model itself stays as it is.
+            label: what error messages call the file.
+
+        Raises:
+            WeightsError: they do.
+        """
 
     def _sizes(self) -> str:
         if self.size_multiple == 1:

@@ -13,7 +13,6 @@ from torch import Tensor
 from vitesse.errors import WeightsError
 from vitesse.models.create import build, spec_for
 from vitesse.models.foreign import is_timm
-from vitesse.models.qkv_order import check_qkv_order
 from vitesse.models.release import release_metadata, weights_like
 from vitesse.spec import ModelSpec
 from vitesse.weights.convert import read_foreign, save_foreign
@@ -45,11 +44,7 @@ def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone
         model = _model_of(unwrap(tensors, path), str(path), spec_for(arch))[0]
         return model, _metadata_of(model.spec)
     spec, metadata = found or read_checkpoint_header(path)  # which says what to do where none is found
-    if arch is not None and spec_for(arch).name != spec.name:
-        raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
-    model = build(spec)
-    load_tensors(model, tensors, str(path))
-    return model, metadata
+    return _own_model(tensors, path, spec, arch)[0], metadata
 
 
 def convert(
@@ -75,7 +70,17 @@ def convert(
         WeightsError: the source holds code, is damaged, or is not all of the model; `out` has a wrong suffix.
         UnknownModelError: no model has this name.
     """
-    model, report = _model_of(read_foreign(source), str(source), spec_for(name, image_size), num_classes)
+    wanted = spec_for(name, image_size)
+    if written := _written_by_us(source):
+        spec, metadata = written
+        model, report = _own_model(read_foreign(source), source, spec, name)
+        if image_size is not None and spec.image_size != wanted.image_size:
+            raise WeightsError(f"{source}: expected weights for {wanted.image_size}, got {spec.image_size}")
+        if num_classes not in (None, spec.num_classes):
+            raise WeightsError(f"{source}: expected {num_classes} classes, the file has {spec.num_classes}")
+    else:
+        model, report = _model_of(read_foreign(source), str(source), wanted, num_classes)
+        metadata = _metadata_of(model.spec)
     if to != OURS:
         save_foreign(out, model, to)
         return report
@@ -83,8 +88,25 @@ def convert(
         raise WeightsError(f"{out}: expected a name ending in .safetensors")
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     provenance = {"converted_from": Path(source).name, "sha256": digest, "naming": report.naming}
-    save_weights(out, model, {"provenance": provenance} | _metadata_of(model.spec))
+    save_weights(out, model, metadata | {"provenance": {**metadata.get("provenance", {}), **provenance}})
     return report
+
+
+def _written_by_us(path: str | Path) -> tuple[ModelSpec, dict[str, Any]] | None:
+    """What the header of our own checkpoint says; nothing for any other file."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    return parse_header(read_safetensors(path)[1], path)
+
+
+def _own_model(
+    tensors: Mapping[str, Tensor], path: str | Path, spec: ModelSpec, arch: str | None
+) -> tuple[Backbone | TimmModel, LoadReport]:
+    """The model of a checkpoint that Vitesse wrote, which must be `arch` where that is given."""
+    if arch is not None and spec_for(arch).name != spec.name:
+        raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
+    model = build(spec)
+    return model, load_tensors(model, tensors, str(path), image_size=spec.image_size, foreign=False)
 
 
 def _metadata_of(spec: ModelSpec) -> dict[str, Any]:
@@ -114,11 +136,10 @@ def _model_of(
         distilled=not is_timm(spec.name) and not heads.keys() <= own.keys(),
     )
     model = build(spec)
-    report = load_tensors(model, tensors, label)
+    report = load_tensors(model, tensors, label, image_size=spec.image_size)
     if report.resampled:
         raise WeightsError(
             f"{label}: {report.resampled[0]}: not the weights of {spec.name} at {spec.image_size} pixels: "
             "convert them with the image size that they were trained for"
         )
-    check_qkv_order(model, label)
     return model, report

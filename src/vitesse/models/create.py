@@ -13,8 +13,9 @@ from vitesse.models.backbone import Backbone, FeatureExtractor
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
 from vitesse.spec import ModelSpec, as_size
+from vitesse.weights.files import read_safetensors, unwrap
 from vitesse.weights.hub import fetch, fetch_pretrained
-from vitesse.weights.load import load_weights
+from vitesse.weights.load import load_tensors
 
 if TYPE_CHECKING:
     from vitesse.models.foreign import TimmModel
@@ -105,12 +106,21 @@ def create_model(
 
 
 def _load_pretrained(model: Backbone | TimmModel, name: str) -> None:
-    distilled = False
+    distilled, image_size = False, None
     if is_timm(name):
         hub_id, num_classes = timm_weights(name)
         path = fetch(hub_id)
     else:
         weights = resolve(name)[1]
-        num_classes, distilled, path = weights.num_classes, weights.distilled, fetch_pretrained(name)
+        num_classes, distilled, image_size = weights.num_classes, weights.distilled, weights.image_size
+        path = fetch_pretrained(name)
     same_head = (model.spec.num_classes, model.spec.distilled) == (num_classes, distilled)
-    load_weights(model, path, head="keep" if same_head else "new", first_conv="adapt")
+    tensors = unwrap(read_safetensors(path)[0], path)
+    load_tensors(
+        model,
+        tensors,
+        str(path),
+        head="keep" if same_head else "new",
+        first_conv="adapt",
+        image_size=image_size,
+    )

@@ -10,7 +10,9 @@ N positions (H*W).
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +28,7 @@ from vitesse.models.layers import (
     upcast,
     without_autocast,
 )
+from vitesse.models.qkv_order import check_qkv_order
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 
@@ -258,6 +261,12 @@ class EfficientViT(StagedBackbone):
         self.head = Head(config, spec.num_classes, spec.distilled)
         self.apply(_init_weights)
         _silence_residuals(self)
+
+    def check_channel_order(self, values: Mapping[str, Tensor], label: str) -> None:
+        """See `Backbone`: all q, then all k, then all v is refused; ours is head by head."""
+        filled = copy.deepcopy(self)
+        filled.load_state_dict(values, strict=False)
+        check_qkv_order(filled, MultiScaleLinearAttention, label)
 
 
 def _stem(in_chans: int, config: EfficientViTConfig) -> nn.Sequential:

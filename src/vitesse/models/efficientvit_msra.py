@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,6 @@ class CascadedGroupAttention(nn.Module):
         self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvNorm(dim, dim, norm_init=0))
         self.attention_bias_ARS = nn.Parameter(torch.zeros(num_heads, *resolution))
         self.register_buffer("offset_index_NN", offset_index(resolution), persistent=False)
-        self.register_load_state_dict_pre_hook(_resample_loaded_bias)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
@@ -103,6 +102,11 @@ class CascadedGroupAttention(nn.Module):
             outputs.append(out_BVN.unflatten(2, (height, width)))
         projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
         return projected_BCHW
+
+    def resampled(self, table_ARS: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+        """A bias table of a model for another image size, fitted to this one's; its shape says its size."""
+        rows, columns = self.attention_bias_ARS.shape[1:]
+        return resample_bias(upcast(table_ARS), (rows, columns)).to(table_ARS.dtype)
 
     def gathered_bias(self, resolution: tuple[int, int]) -> Tensor:
         """The bias of every pair of positions of a map of this resolution: (A, N, N)."""
@@ -124,19 +128,6 @@ def resample_bias(bias_ARS: Tensor, resolution: tuple[int, int]) -> Tensor:
     if tuple(bias_ARS.shape[1:]) == tuple(resolution):
         return bias_ARS
     return F.interpolate(bias_ARS[None], size=resolution, mode="bicubic", align_corners=False)[0]
-
-
-def _resample_loaded_bias(attention: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Fit a bias table loaded from a model of another image size to this module's."""
-    key = f"{prefix}attention_bias_ARS"
-    table, own = state.get(key), attention.attention_bias_ARS
-    if (
-        isinstance(table, Tensor)
-        and isinstance(own, Tensor)
-        and table.ndim == own.ndim
-        and len(table) == len(own)
-    ):
-        state[key] = resample_bias(table.float(), (own.shape[1], own.shape[2])).to(table.dtype)
 
 
 class WindowAttention(nn.Module):

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitesse.runtime.engines import checked_outputs
+
 
 class TorchEngine:
     """Runs a model as the other engines run an artefact, so that all are compared alike."""
@@ -19,6 +21,6 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Logits (B, num_classes) float32 of a preprocessed batch (B, C, H, W) float32."""
+        """Logits (B, num_classes) float32, see `Engine.run`."""
         logits_BK = self.model(torch.from_numpy(batch_BCHW).to(self.device))
-        return (logits_BK.float().cpu().numpy(),)
+        return checked_outputs([logits_BK.float().cpu().numpy()], len(batch_BCHW), self.name)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitesse.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, require
-from vitesse.models.layers import fit_square_position_table
+from vitesse.models.layers import fit_position_table
 from vitesse.spec import ModelSpec
 from vitesse.weights.keymaps import TIMM_PREFIX
 
@@ -29,11 +29,18 @@ class TimmModel(nn.Module):
         classifiers = model.pretrained_cfg["classifier"]  # type: ignore[index]
         names = (classifiers,) if isinstance(classifiers, str) else classifiers
         self.head_prefixes = tuple(f"model.{name}." for name in names)
-        self.register_load_state_dict_pre_hook(_fit_loaded_positions)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.model(x_BCHW)
         return logits_BK
+
+    def resampled(self, table_1NC: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+        """A ViT's position table of another image size (pixels), fitted to this one's grid."""
+        patch_embed: Any = self.get_submodule("model.patch_embed")
+        patch = patch_embed.patch_size
+        source = None if image_size is None else (image_size[0] // patch[0], image_size[1] // patch[1])
+        num_prefix = self.get_parameter("model.pos_embed").shape[1] - patch_embed.num_patches
+        return fit_position_table(table_1NC, num_prefix, patch_embed.grid_size, source)
 
 
 def build_timm(spec: ModelSpec) -> TimmModel:
@@ -80,13 +87,3 @@ def _known_name(timm: Any, name: str) -> str:
     if not timm.is_model(name):
         raise UnknownModelError(f"timm has no model named {name!r}; {did_you_mean(name, timm.list_models())}")
     return name
-
-
-def _fit_loaded_positions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Fit a ViT's loaded position table to this module's grid (bicubic, DeiT section 6)."""
-    key = f"{prefix}model.pos_embed"
-    own, table = module.state_dict().get("model.pos_embed"), state.get(key)
-    if own is not None and isinstance(table, Tensor) and own.shape != table.shape:
-        patch_embed: Any = module.get_submodule("model.patch_embed")
-        num_prefix = own.shape[1] - patch_embed.num_patches
-        state[key] = fit_square_position_table(table, num_prefix, patch_embed.grid_size)

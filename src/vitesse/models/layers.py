@@ -202,21 +202,30 @@ def resample_position_table(
     """
     if grid == new_grid:
         return table_1NC
-    prefix_1PC, patches_1NC = table_1NC[:, :num_prefix], table_1NC[:, num_prefix:]
+    prefix_1PC, patches_1NC = table_1NC[:, :num_prefix], upcast(table_1NC[:, num_prefix:])
     patches_1CHW = torch.unflatten(patches_1NC.mT, 2, grid)
     resampled_1CHW = F.interpolate(
         patches_1CHW, size=new_grid, mode="bicubic", align_corners=False, antialias=True
     )
-    return torch.cat((prefix_1PC, resampled_1CHW.flatten(2).mT), dim=1)
+    return torch.cat((prefix_1PC, resampled_1CHW.flatten(2).mT.to(table_1NC.dtype)), dim=1)
 
 
-def fit_square_position_table(table_1NC: Tensor, num_prefix: int, grid: tuple[int, int]) -> Tensor:
-    """A position table of a model of another, square image size for this `grid`; dtype kept.
+def fit_position_table(
+    table_1NC: Tensor, num_prefix: int, grid: tuple[int, int], source_grid: tuple[int, int] | None
+) -> Tensor:
+    """A loaded position table for this `grid`; dtype kept.
 
-    A table with as many positions as the grid is taken to be of this grid.
+    Args:
+        table_1NC: of another model.
+        num_prefix: rows of the table for tokens that are no patches.
+        grid: rows and columns of patches.
+        source_grid: of the table; where it is not known or does not fit, a square one if the number of
+            patches is a square, else the table is given back as it is.
     """
     num_patches = table_1NC.shape[1] - num_prefix
-    if num_patches == grid[0] * grid[1]:
-        return table_1NC
-    side = math.isqrt(num_patches)
-    return resample_position_table(table_1NC.float(), num_prefix, (side, side), grid).to(table_1NC.dtype)
+    if source_grid is None or math.prod(source_grid) != num_patches:
+        side = math.isqrt(max(num_patches, 0))
+        if side == 0 or side * side != num_patches:
+            return table_1NC
+        source_grid = (side, side)
+    return resample_position_table(table_1NC, num_prefix, source_grid, grid)

@@ -13,8 +13,8 @@ IMAGENET_CLASSES = 1000
 
 
 def weights_like(spec: ModelSpec) -> WeightFacts | None:
-    """Published weights with the size, classes and heads of a model, if any: what its own seem to be."""
-    if is_timm(spec.name):
+    """Published weights of a model's size, channels, classes and heads, if any: what its own seem to be."""
+    if is_timm(spec.name) or spec.in_chans != 3:
         return None
     wanted = (spec.image_size, spec.num_classes, spec.distilled)
     known = facts(spec.name).weights

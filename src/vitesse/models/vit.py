@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from vitesse.models.backbone import Backbone
 from vitesse.models.layers import (
     Residual,
     drop_path_rates,
-    fit_square_position_table,
+    fit_position_table,
     logits_or_pair,
     resample_position_table,
 )
@@ -129,7 +129,11 @@ class VisionTransformer(Backbone):
         for token in (self.cls_token, self.dist_token, self.pos_embed):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
-        self.register_load_state_dict_pre_hook(_fit_loaded_positions)  # type: ignore[no-untyped-call]
+
+    def resampled(self, table_1NC: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+        """A position table of a model for another image size (pixels), fitted to this one's grid."""
+        source = None if image_size is None else (image_size[0] // PATCH_SIZE, image_size[1] // PATCH_SIZE)
+        return fit_position_table(table_1NC, self.num_prefix_tokens, self.grid, source)
 
     def forward_tokens(self, x_BCHW: Tensor) -> Tensor:
         """All tokens after the last block, normalised: (B, P+H*W, C), the class token first."""
@@ -155,14 +159,6 @@ class VisionTransformer(Backbone):
         prefix_BPC = self.forward_tokens(x_BCHW)[:, : self.num_prefix_tokens]
         logits_BK: Tensor = self.head(prefix_BPC)
         return logits_BK
-
-
-def _fit_loaded_positions(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Fit a position table loaded from a model of another image size to this model's grid."""
-    assert isinstance(model, VisionTransformer)
-    table = state.get(f"{prefix}pos_embed")
-    if isinstance(table, Tensor) and table.ndim == 3:
-        state[f"{prefix}pos_embed"] = fit_square_position_table(table, model.num_prefix_tokens, model.grid)
 
 
 def _init_weights(module: nn.Module) -> None:

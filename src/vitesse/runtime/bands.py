@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitesse.errors import ImageError
 from vitesse.runtime.decode import ImageLimits, check_pixels
@@ -49,20 +50,35 @@ def check_bands(bands_HWC: NDArray[Any], num_bands: int, limits: ImageLimits) ->
     Raises:
         ImageError: another shape or number of bands, too many pixels, another type, NaN or infinite values.
     """
+    if bands_HWC.ndim == 2 and num_bands == 1:
+        bands_HWC = bands_HWC[:, :, None]
     if bands_HWC.ndim != 3 or bands_HWC.shape[2] != num_bands or 0 in bands_HWC.shape:
         raise ImageError(f"expected an array (height, width, {num_bands} bands), got {bands_HWC.shape}")
     check_pixels(bands_HWC.shape[0], bands_HWC.shape[1], limits)
-    if bands_HWC.dtype in (np.uint8, np.uint16):
+    kind, size = bands_HWC.dtype.kind, bands_HWC.dtype.itemsize
+    if kind == "u" and size <= 2:
         scaled_HWC: NDArray[np.float32] = np.divide(
             bands_HWC, np.iinfo(bands_HWC.dtype).max, dtype=np.float32
         )
         return scaled_HWC
-    if bands_HWC.dtype.kind != "f":
+    if kind != "f":
         raise ImageError(f"expected bands of uint8, uint16 or floats, got {bands_HWC.dtype}")
-    if not (finite := np.isfinite(bands_HWC)).all():
+    with np.errstate(over="ignore"):
+        x_HWC = bands_HWC.astype(np.float32)
+    if not (finite := np.isfinite(x_HWC)).all():
         row, column, band = np.argwhere(~finite)[0].tolist()
         bad = int((~finite).sum())
         raise ImageError(
-            f"expected finite values, {bad} are not, the first at row {row}, column {column}, band {band}"
+            f"expected values that are finite in float32, {bad} are not, the first at row {row}, "
+            f"column {column}, band {band}"
         )
-    return bands_HWC.astype(np.float32)
+    return x_HWC
+
+
+def false_colour(bands_HWC: NDArray[Any]) -> Image.Image:
+    """An RGB picture to look at: the last, the middle and the first band, each stretched to its own range."""
+    last = bands_HWC.shape[2] - 1
+    chosen_HW3 = bands_HWC[:, :, [last, last // 2, 0]].astype(np.float64)
+    low, high = np.quantile(chosen_HW3, (0.02, 0.98), axis=(0, 1))
+    stretched_HW3 = (chosen_HW3 - low) / np.maximum(high - low, 1e-12)
+    return Image.fromarray((np.clip(stretched_HW3, 0, 1) * 255).astype(np.uint8))

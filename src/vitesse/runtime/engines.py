@@ -66,7 +66,7 @@ class OnnxRuntimeEngine:
         _check_batch(batch_BCHW, self._shape)
         with _refusing(self.name, "failed"):
             outputs = self._session.run(None, {self._input: batch_BCHW})
-        return _checked(outputs, len(batch_BCHW), self.name)
+        return checked_outputs(outputs, len(batch_BCHW), self.name)
 
 
 class OpenVinoEngine:
@@ -101,7 +101,7 @@ class OpenVinoEngine:
         _check_batch(batch_BCHW, self._shape)
         with self._lock, _refusing(self.name, "failed"):
             outputs = list(self._request.infer({0: batch_BCHW}, share_inputs=True).values())
-        return _checked(outputs, len(batch_BCHW), self.name)
+        return checked_outputs(outputs, len(batch_BCHW), self.name)
 
 
 ENGINES: dict[str, Callable[[Artefact, int | None], Engine]] = {
@@ -189,7 +189,12 @@ def _check_batch(batch_BCHW: NDArray[np.float32], shape: tuple[int | None, ...])
         raise EngineError(f"expected a batch ({sides}) of float32, got {got} of {batch_BCHW.dtype}")
 
 
-def _checked(outputs: Sequence[NDArray[Any]], rows: int, engine: str) -> tuple[NDArray[Any], ...]:
+def checked_outputs(outputs: Sequence[NDArray[Any]], rows: int, engine: str) -> tuple[NDArray[Any], ...]:
+    """What an engine gave, with `rows` rows each, all finite.
+
+    Raises:
+        EngineError: it is not so.
+    """
     for index, output in enumerate(outputs):
         if len(output) != rows:
             raise EngineError(f"{engine}: output {index} has {len(output)} rows for {rows} pictures")

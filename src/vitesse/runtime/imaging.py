@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitesse.errors import ImageError
-from vitesse.runtime.bands import NPY_MAGIC, check_bands, read_bands
+from vitesse.runtime.bands import NPY_MAGIC, check_bands, false_colour, read_bands
 from vitesse.runtime.decode import (
     DEFAULT_LIMITS,
     Decoded,
@@ -34,7 +34,9 @@ __all__ = [
     "ImageLimits",
     "load_tensor",
     "preprocess",
+    "preprocess_array",
     "preprocess_bands",
+    "read_for_display",
     "read_image",
     "resized_size",
     "to_rgb",
@@ -56,7 +58,7 @@ def load_tensor(
     picture. That changes a pixel by less than one level in 255 on average, about what saving the photo once
     more at JPEG quality 90 does; at a gap of 1 it would be two levels. `benchmarks/decode.py` measures both.
 
-    A `.npy` file holds the bands of `preprocess_bands`.
+    A `.npy` file holds an array of `preprocess_array`.
 
     Returns:
         (C, H, W) float32.
@@ -71,8 +73,23 @@ def load_tensor(
 
     data = read_bytes(source, limits)
     if data.startswith(NPY_MAGIC):
-        return preprocess_bands(read_bands(data), spec, limits)
+        return preprocess_array(read_bands(data), spec, limits)
     return _normalise(_resample(decode(data, limits, enough), spec), spec)
+
+
+def read_for_display(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """A picture file in RGB as `read_image`; of a `.npy` file with other than colours, `false_colour`.
+
+    Raises:
+        ImageError: see `read_image` and `check_bands`.
+    """
+    data = read_bytes(source, limits)
+    if not data.startswith(NPY_MAGIC):
+        return read_image(data, limits)
+    array = read_bands(data)
+    if _is_picture(array):
+        return to_rgb(array, limits)
+    return false_colour(check_bands(array, array.shape[2] if array.ndim == 3 else 1, limits))
 
 
 def preprocess(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -108,14 +125,27 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     return target_h, target_w * width // height
 
 
+def preprocess_array(
+    array: NDArray[Any], spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS
+) -> NDArray[np.float32]:
+    """An array as what it is: uint8 colours (H, W, 3) or greys (H, W) as `preprocess`, else bands.
+
+    Raises:
+        ImageError: see `to_rgb` and `preprocess_bands`.
+    """
+    if _is_picture(array) and len(spec.mean) in _MODES:
+        return preprocess(to_rgb(array, limits), spec)
+    return preprocess_bands(array, spec, limits)
+
+
 def preprocess_bands(
     bands_HWC: NDArray[Any], spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
     """Resize, crop and normalise a picture of any number of bands by the rules of `preprocess`.
 
     Args:
-        bands_HWC: (H, W, C). uint8 and uint16 are scaled to 0..1; floats are taken as they are, in the unit
-            of the spec's mean and std.
+        bands_HWC: (H, W, C), or (H, W) for one band. uint8 and uint16 are scaled to 0..1; floats are taken
+            as they are, in the unit of the spec's mean and std.
         spec: C channels.
 
     Returns:
@@ -135,6 +165,10 @@ def preprocess_bands(
         resized = Image.fromarray(band_HW).resize((width, height), _FILTERS[spec.interpolation], box=box)
         x_HW[:] = (np.asarray(resized) - mean) / std
     return x_CHW
+
+
+def _is_picture(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
 
 
 def _window(

@@ -25,19 +25,16 @@ from vitesse.runtime.imaging import (
     ImageLimits,
     load_tensor,
     preprocess,
-    preprocess_bands,
+    preprocess_array,
     to_rgb,
 )
 from vitesse.runtime.postprocess import top_k
 
 Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
-"""A path, the bytes of a file (with or without a name), an opened picture, or RGB (H, W, 3) uint8.
+"""A path, the bytes of a file (with or without a name), an opened picture, or an array.
 
-For a model of other than 1 or 3 channels, an array (H, W, C) as `preprocess_bands` takes it.
+Arrays are as `preprocess_array` takes them: RGB (H, W, 3) uint8, or bands (H, W, C).
 """
-
-COLOURS = (1, 3)
-"""Channels of the models that see pictures of grey or of colours."""
 
 Loaded = NDArray[np.float32] | str
 """What came of a source: its tensor (C, H, W), or why there is none."""
@@ -130,9 +127,9 @@ class Predictor:
     def _load(self, source: Source) -> Loaded:
         spec = self.artefact.manifest.preprocess
         try:
-            if isinstance(source, np.ndarray) and len(spec.mean) not in COLOURS:
-                return preprocess_bands(source, spec, self._limits)
-            if isinstance(source, Image.Image | np.ndarray):
+            if isinstance(source, np.ndarray):
+                return preprocess_array(source, spec, self._limits)
+            if isinstance(source, Image.Image):
                 return preprocess(to_rgb(source, self._limits), spec)
             if isinstance(source, tuple):
                 source = source[1]

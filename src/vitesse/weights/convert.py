@@ -31,8 +31,8 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {_refusal(str(error))}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # a damaged file makes the unpickler stumble in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path}: expected a whole torch file, it cannot be read ({reason})") from error
     return unwrap(content, path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from vitesse.spec import ModelSpec, from_mapping, to_mapping
 HEADER = "vitesse"
 METADATA_KEYS = ("class_names", "preprocess", "provenance")
 CONTAINERS = ("model", "state_dict")
+MAX_CONTAINERS = 4
 
 
 def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
@@ -42,10 +44,17 @@ def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write named tensors as safetensors, from any device and memory layout, whole or not at all."""
+    """Write named tensors as safetensors, from any device and memory layout, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; the old one stays.
+    """
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, {"format": "pt", **header})
+        try:
+            save_file(plain, temporary, {"format": "pt", **header})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_checkpoint_header(path: str | Path) -> tuple[ModelSpec, dict[str, Any]]:
@@ -104,13 +113,18 @@ def unwrap(content: Any, path: object) -> dict[str, Tensor]:
     Raises:
         WeightsError: something else than named tensors is inside.
     """
-    while isinstance(content, Mapping) and (inner := _container(content)):
-        content = content[inner]
+    for _ in range(MAX_CONTAINERS):
+        if isinstance(content, Mapping) and (inner := _container(content)):
+            content = content[inner]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path}: expected named tensors, got {type(content).__name__}")
     for key, value in content.items():
+        if not isinstance(key, str):
+            raise WeightsError(f"{path}: expected named tensors, one is called {key!r}")
         if not isinstance(value, Tensor):
             raise WeightsError(f"{path}: {key}: expected a tensor, got {type(value).__name__}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise WeightsError(f"{path}: {key}: expected a dense tensor with values, got another kind")
     wrapped = all(key.startswith("module.") for key in content)
     return {key.removeprefix("module.") if wrapped else key: value for key, value in content.items()}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from vitesse.catalogue import resolve
 from vitesse.errors import WeightsError, require
 
 FILE_NAME = "model.safetensors"
+CHUNK_BYTES = 1 << 22
 
 
 def fetch_pretrained(name: str) -> Path:
@@ -61,7 +61,7 @@ def fetch(hub_id: str, file_name: str = FILE_NAME) -> Path:
         raise WeightsError(
             f"{what}: the download broke off ({reason}); nothing of it is kept, try again"
         ) from error
-    if cached is None:
+    if str(path) != cached:
         _verify(path, what)
     return path
 
@@ -83,9 +83,11 @@ def _verify(path: Path, what: str) -> None:
     blob = path.resolve()
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
-    with blob.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = hashlib.sha256(content).hexdigest()
-    if found != blob.name:
+    digest = hashlib.sha256()
+    with blob.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if (found := digest.hexdigest()) != blob.name:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise WeightsError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vitesse.errors import WeightsError
+from vitesse.spec import ModelSpec
 from vitesse.weights.files import parse_header, read_safetensors, spec_of, unwrap
 from vitesse.weights.keymaps import is_index_buffer, keymap_for
 
@@ -61,7 +62,8 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model; on any error the model stays as it was.
 
-    Bias and position tables of another image size are resampled.
+    Bias and position tables of another image size are resampled. A position table says how many patches it
+    is for, not of which sides: those come from the file where Vitesse wrote it, else it is taken as square.
 
     Args:
         model: from `create_model` or `build`; keeps its dtype and device.
@@ -71,11 +73,20 @@ def load_weights(
         first_conv: `adapt` fits the first convolution to the model's channels (`adapt_channels`).
 
     Raises:
-        WeightsError: no safetensors; another model's weights; NaN or infinite values; shapes that differ;
-            with `strict`, missing or unexpected tensors.
+        WeightsError: no safetensors; another model's weights; values that are no weights, such as NaN; shapes
+            or an order of channels that differ; with `strict`, missing or unexpected tensors.
     """
-    label, tensors = _open(source, spec_of(model).name)
-    return load_tensors(model, tensors, label, strict=strict, head=head, first_conv=first_conv)
+    label, tensors, written_for = _open(source, spec_of(model).name)
+    return load_tensors(
+        model,
+        tensors,
+        label,
+        strict=strict,
+        head=head,
+        first_conv=first_conv,
+        image_size=None if written_for is None else written_for.image_size,
+        foreign=written_for is None,
+    )
 
 
 def load_tensors(
@@ -86,8 +97,16 @@ def load_tensors(
     strict: bool = True,
     head: Literal["keep", "new"] = "keep",
     first_conv: Literal["keep", "adapt"] = "keep",
+    image_size: tuple[int, int] | None = None,
+    foreign: bool = True,
 ) -> LoadReport:
-    """As `load_weights`, for named tensors out of their containers; messages call them `label`."""
+    """As `load_weights`, for named tensors out of their containers.
+
+    Args:
+        label: what messages call them.
+        image_size: pixels that the weights were made for, where known.
+        foreign: not written by Vitesse, so that the order of their channels must be checked.
+    """
     own = model.state_dict()
     keymap = keymap_for(spec_of(model).name)
     naming = keymap.detect(tensors, own)
@@ -105,9 +124,10 @@ def load_tensors(
             renamed[name] = key
         else:
             unexpected.append(key)
-    _check_finite(values, renamed, label)
+    _check_values(values, own, renamed, label)
     adapted = _adapt_first_conv(values, own) if first_conv == "adapt" else ()
-    resampled = _check_shapes(model, values, renamed, heads, label)
+    resampled = _resample_tables(model, values, own, image_size)
+    _check_shapes(spec_of(model), values, own, renamed, heads, label)
     absent = [name for name in own if name not in values]
     report = LoadReport(
         naming=naming,
@@ -120,10 +140,10 @@ def load_tensors(
         skipped=tuple(skipped),
     )
     _check_complete(report, strict, spec_of(model).name, heads, label)
-    try:
-        model.load_state_dict(values, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{label}: {' '.join(str(error).split())}") from error
+    check_order = getattr(model, "check_channel_order", None)
+    if foreign and check_order is not None:
+        check_order(values, label)
+    model.load_state_dict(values, strict=False)
     return report
 
 
@@ -142,23 +162,35 @@ def adapt_channels(weight_OIHW: Tensor, in_chans: int) -> Tensor:
     return weight_OIHW[:, source] / copies[:, None, None]
 
 
-def _open(source: str | Path | Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Tensor]]:
-    """A label for messages, and the named tensors."""
+def _open(
+    source: str | Path | Mapping[str, Tensor], name: str
+) -> tuple[str, dict[str, Tensor], ModelSpec | None]:
+    """A label for messages, the named tensors, and of which model they are where Vitesse wrote them."""
     if isinstance(source, Mapping):
-        return "given weights", unwrap(source, "given weights")
+        return "given weights", unwrap(source, "given weights"), None
     tensors, header = read_safetensors(source)
     found = parse_header(header, source)
     if found is not None and found[0].name != name:
         raise WeightsError(f"{source}: expected weights of {name}, the file holds {found[0].name}")
-    return str(source), unwrap(tensors, source)
+    return str(source), unwrap(tensors, source), found[0] if found else None
 
 
-def _check_finite(values: Mapping[str, Tensor], keys: Mapping[str, str], label: str) -> None:
+def _check_values(
+    values: Mapping[str, Tensor], own: Mapping[str, Tensor], keys: Mapping[str, str], label: str
+) -> None:
+    """Refuse what is not finite in the model's own dtype, and variances below zero."""
     for name, tensor in values.items():
-        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+        if not tensor.is_floating_point():
+            continue
+        if not (finite := torch.isfinite(tensor.to(own[name].dtype))).all():
             bad = int((~finite).sum())
             raise WeightsError(
                 f"{label}: {keys[name]}: expected finite numbers, {bad} of {tensor.numel()} are not"
+            )
+        if name.endswith("running_var") and (tensor < 0).any():
+            bad = int((tensor < 0).sum())
+            raise WeightsError(
+                f"{label}: {keys[name]}: expected variances, {bad} of {tensor.numel()} are below zero"
             )
 
 
@@ -176,29 +208,42 @@ def _adapt_first_conv(values: dict[str, Tensor], own: Mapping[str, Tensor]) -> t
     return (name,)
 
 
-def _check_shapes(
+def _resample_tables(
     model: nn.Module,
+    values: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    image_size: tuple[int, int] | None,
+) -> tuple[str, ...]:
+    """Fit the tables of another image size to the model's, in place; gives the names of those that changed.
+
+    A module that has such tables names them, with the dimensions that may differ, in `resampled_on_load`.
+    """
+    changed = []
+    for prefix, module in model.named_modules():
+        for local, dims in getattr(module, "resampled_on_load", {}).items():
+            name = f"{prefix}.{local}".lstrip(".")
+            table = values.get(name)
+            if table is None or _outside(table.shape, dims) != _outside(own[name].shape, dims):
+                continue
+            values[name] = cast(Any, module).resampled(table, image_size)
+            if values[name] is not table:
+                changed.append(name)
+    return tuple(changed)
+
+
+def _check_shapes(
+    spec: ModelSpec,
     values: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     keys: Mapping[str, str],
     heads: tuple[str, ...],
     label: str,
-) -> tuple[str, ...]:
-    """The names whose values the model will resample; any other difference of shape is refused."""
-    own, spec = model.state_dict(), spec_of(model)
-    flexible = {
-        f"{prefix}.{name}".lstrip("."): dims
-        for prefix, module in model.named_modules()
-        for name, dims in getattr(module, "resampled_on_load", {}).items()
-    }
-    resampled = []
+) -> None:
     for name, tensor in values.items():
         expected, got = tuple(own[name].shape), tuple(tensor.shape)
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise WeightsError(f"{label}: {keys[name]}: expected {own[name].dtype}, got {tensor.dtype}")
         if expected == got:
-            continue
-        if name in flexible and _outside(expected, flexible[name]) == _outside(got, flexible[name]):
-            resampled.append(name)
             continue
         if name.startswith(heads) and expected[1:] == got[1:]:
             raise WeightsError(
@@ -209,10 +254,9 @@ def _check_shapes(
             f"{label}: {keys[name]}: expected shape {expected} of {spec.name} with {spec.in_chans} channels, "
             f"got {got}"
         )
-    return tuple(resampled)
 
 
-def _outside(shape: tuple[int, ...], dims: tuple[int, ...]) -> list[int]:
+def _outside(shape: Sequence[int], dims: tuple[int, ...]) -> list[int]:
     return [-1 if dim in dims else size for dim, size in enumerate(shape)]
 
 
