@@ -199,6 +199,7 @@ class Hub(ThreadingHTTPServer):
         self.created: list[dict[str, Any]] = []
         self.cuts, self.status, self.downloads = 0, 200, 0
         self.etag: str | None = None
+        self.commit = "0" * 40
 
     @property
     def url(self) -> str:
@@ -253,7 +254,7 @@ class _Answer(BaseHTTPRequestHandler):
         rest = content[start:]
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{self.server.etag or hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("X-Repo-Commit", self.server.commit)
         self.send_header("Content-Length", str(len(rest)))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{start + len(rest)}")

@@ -27,7 +27,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path with the same suffix in the same folder, for libraries that write by name.
 
     The folder is made where it is missing. When the block ends well the file takes the name `path`; when it
-    raises the file is removed and `path` stays as it was. A symbolic link at `path` is kept and its target replaced.
+    raises the file is removed and `path` stays as it was. A symbolic link at `path` is kept and its target
+    replaced.
 
     Raises:
         OSError: the block wrote no file, or the folder cannot be made or written.

@@ -162,7 +162,7 @@ def test_caps_can_be_lowered(predict, album, flag, says):
 
 def test_a_folder_or_pattern_without_pictures_is_wrong_usage(predict, one_error, tmp_path, album):
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures (.jpeg, .jpg, .png, .webp)" in one_error(predict(tmp_path / "empty"), 2)
+    assert "holds no pictures (.jpeg, .jpg, .npy, .png, .webp)" in one_error(predict(tmp_path / "empty"), 2)
     assert "holds no pictures" in one_error(predict(album, tmp_path / "empty"), 2)
     assert "no file matches" in one_error(predict(f"{album}/*.gif"), 2)
     assert "no file matches" in one_error(predict(f"{tmp_path}/emp*"), 2)
@@ -233,16 +233,16 @@ def test_save_writes_nowhere_else(predict, tmp_path, photo, monkeypatch):
 
 def test_a_picture_that_went_away_before_it_was_drawn_spoils_no_other(predict, album, tmp_path, monkeypatch):
     from vitesse.errors import ImageError
-    from vitesse.runtime import decode
+    from vitesse.runtime import imaging
 
-    read = decode.read_image
+    read = imaging.read_for_display
 
     def gone(source, *rest):
         if source == album / "b.jpg":
             raise ImageError("the file cannot be read")
         return read(source, *rest)
 
-    monkeypatch.setattr(decode, "read_image", gone)
+    monkeypatch.setattr(imaging, "read_for_display", gone)
     done = predict(album, "--json", "--save", tmp_path / "out")
     assert done.code == 3
     assert [record["error"] for record in done.records] == [None] * 3

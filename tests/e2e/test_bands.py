@@ -47,9 +47,8 @@ def test_bands_go_the_whole_way(name: str, num_bands: int, tmp_path: Path) -> No
         expected_BK = model(x_BCHW).softmax(1).numpy()
     for engine in ("onnxruntime", "openvino"):
         predictor = vitesse.load(tmp_path / "m.onnx", engine=engine, top_k=4)
-        arrays = scenes[1:] if num_bands > 1 else []
-        records = predictor.predict([tmp_path / "scene.npy", *arrays])
-        for record, probabilities_K in zip(records, expected_BK, strict=False):
+        records = predictor.predict([tmp_path / "scene.npy", *scenes[1:]])
+        for record, probabilities_K in zip(records, expected_BK, strict=True):
             assert record.error is None
             for prediction in record.predictions:
                 assert prediction.score == pytest.approx(probabilities_K[prediction.index], abs=1e-4)

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from vitesse.data.sources import FileSource, open_source
 from vitesse.errors import DataError
 from vitesse.metrics import score, top_hits
+from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(image_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -40,6 +41,20 @@ def test_hits_are_those_of_torchmetrics(seed: int, images: int, classes: int) ->
             torch.from_numpy(logits_BK), torch.from_numpy(labels_B), classes, top_k=k, average="micro"
         )
         assert top_hits(logits_BK, labels_B, k) / images == pytest.approx(expected.item())
+
+
+@given(seed=st.integers(0, 10_000), levels=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_ties_are_broken_as_predictions_are(seed: int, levels: int) -> None:
+    """int8 models give few different logits; one that gives all alike knows nothing."""
+    rng = np.random.default_rng(seed)
+    logits_BK = rng.integers(0, levels, (20, 9)).astype(np.float32)
+    labels_B = rng.integers(0, 9, 20)
+    names = tuple(map(str, range(9)))
+    for k in (1, 5):
+        shown = [{p.index for p in row} for row in top_k(logits_BK, names, k)]
+        expected = sum(label in row for label, row in zip(labels_B.tolist(), shown, strict=True))
+        assert top_hits(logits_BK, labels_B, k) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])

@@ -29,6 +29,28 @@ def published(hub, randomise):
     return model
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (None, "got an artefact"),
+        (bundled_artefact().stem, "got an artefact"),
+        ("hf:me/flowers", "got an artefact"),
+        ("mine.onnx", "got an artefact"),
+        ("mine.pth", "run `vitesse convert` first"),
+    ],
+)
+def test_torch_runs_checkpoints_and_names_only(model, told):
+    with pytest.raises(ConfigError, match=told):
+        load(model, engine="torch")
+
+
+def test_a_folder_does_not_hide_a_model_of_its_name(hub, tmp_path, monkeypatch):
+    (tmp_path / NAME).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=HUB_ID):
+        load(NAME)
+
+
 @pytest.mark.slow
 def test_a_published_model_is_fetched_exported_once_and_reused_offline(hub, published, photo, tmp_path):
     picture = tmp_path / "photo.jpg"

@@ -49,6 +49,21 @@ def test_an_artefact_arrives_whole_with_a_card_of_its_manifest(hub, token):
     assert f"images: {manifest.accuracy['images']}" in text
 
 
+@pytest.mark.parametrize("repo_id", ["flowers", "me/a b", "../x", "a/b/c", "me/", ""])
+def test_names_that_are_no_repository_are_refused(repo_id):
+    with pytest.raises(ConfigError, match="expected OWNER/REPO"):
+        prepare([bundled_artefact()], repo_id)
+
+
+def test_a_card_of_other_bands_says_so(tmp_path):
+    spec = ModelSpec(name="efficientvit_m0", image_size=(64, 64), num_classes=2, in_chans=4)
+    preprocess = {"image_size": [64, 64], "mean": [0.5] * 4, "std": [0.5] * 4}
+    save_weights(tmp_path / "m.safetensors", build(spec), {"preprocess": preprocess})
+    card = prepare([tmp_path / "m.safetensors"], "me/fields").files["README.md"].decode()
+    assert "64x64 pixels and 4 channels" in card
+    assert "vitesse predict scene.npy" in card
+
+
 def test_what_was_pushed_can_be_used(hub, token, checkpoint, tmp_path):
     push(prepare([checkpoint], "me/pets"))
     matter, text = front_matter(hub.pushed["README.md"])

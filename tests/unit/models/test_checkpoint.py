@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vitesse.errors import WeightsError
 from vitesse.models import build, convert, load_checkpoint
 from vitesse.spec import ModelSpec
-from vitesse.weights import save_weights
+from vitesse.weights import read_checkpoint_header, save_weights
+from vitesse.weights.convert import read_foreign
 from vitesse.weights.keymaps import ORIGINAL, TIMM, keymap_for
 
 NAME = "efficientvit_m0"
@@ -33,6 +38,35 @@ def released(model, tmp_path):
 def same(first, second):
     first, second = first.state_dict(), second.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_converting_our_own_checkpoint_keeps_what_it_says(tmp_path):
+    """Without the header's help, 64 pixels, classes and preprocessing would be lost."""
+    mine = build(ModelSpec(name=NAME, image_size=(64, 64), num_classes=3))
+    metadata = {"class_names": ["a", "b", "c"], "preprocess": {"image_size": [64, 64], "crop_pct": 1.0}}
+    save_weights(tmp_path / "w.safetensors", mine, metadata | {"provenance": {"seed": 1}})
+    out = tmp_path / "folder" / "out.safetensors"
+    convert(tmp_path / "w.safetensors", name=NAME, out=out)
+    spec, kept = read_checkpoint_header(out)
+    assert spec == mine.spec
+    assert {key: kept[key] for key in metadata} == metadata
+    assert (kept["provenance"]["seed"], kept["provenance"]["converted_from"]) == (1, "w.safetensors")
+    for options, told in [
+        ({"name": "efficientvit_m1"}, "expected weights of efficientvit_m1, the file holds efficientvit_m0"),
+        ({"image_size": 224}, r"expected weights for \(224, 224\), got \(64, 64\)"),
+        ({"num_classes": 4}, "expected 4 classes, the file has 3"),
+    ]:
+        with pytest.raises(WeightsError, match=told):
+            convert(
+                tmp_path / "w.safetensors", **{"name": NAME, "out": tmp_path / "x.safetensors", **options}
+            )
+
+
+def test_foreign_weights_of_other_channels_get_no_statistics_of_photos(tmp_path):
+    four = build(ModelSpec(name=NAME, in_chans=4))
+    torch.save(keymap_for(NAME).write(four.state_dict(), TIMM), tmp_path / "w.pth")
+    convert(tmp_path / "w.pth", name=NAME, out=tmp_path / "out.safetensors")
+    assert read_checkpoint_header(tmp_path / "out.safetensors")[1].keys() == {"provenance"}
 
 
 def test_a_checkpoint_rebuilds_its_model(model, tmp_path):
@@ -123,6 +157,34 @@ def test_a_damaged_file_is_refused(released, tmp_path):
         released.write_bytes(content)
         assert "expected a whole torch file" in refusal(released, tmp_path)
     assert "no such file" in refusal(tmp_path / "none.pth", tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
+def test_damage_anywhere_gives_one_line(at, value, cut, tmp_path_factory):
+    """In an old pickle, where every byte is an instruction or its argument."""
+    buffer = io.BytesIO()
+    torch.save({f"w{i}": torch.zeros(3) for i in range(4)}, buffer, _use_new_zipfile_serialization=False)
+    data = bytearray(buffer.getvalue())
+    at %= len(data)
+    data[at] = value
+    path = tmp_path_factory.mktemp("damage") / "w.pth"
+    path.write_bytes(bytes(data[:at] if cut else data))
+    with contextlib.suppress(WeightsError):
+        read_foreign(path)
+
+
+def test_odd_contents_are_refused(tmp_path):
+    circle: dict = {}
+    circle["model"] = circle
+    for content, told in [
+        ({0: torch.zeros(2)}, "expected named tensors, one is called 0"),
+        ({"w": torch.eye(3).to_sparse()}, "w: expected a dense tensor"),
+        ({"w": torch.empty(3, device="meta")}, "w: expected a dense tensor"),
+        (circle, "model: expected a tensor, got dict"),
+    ]:
+        torch.save(content, tmp_path / "w.pth")
+        assert told in refusal(tmp_path / "w.pth", tmp_path)
 
 
 def test_a_file_of_no_tensors_is_refused(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vitesse.errors import ConfigError
-from vitesse.models import build
-from vitesse.models.layers import fit_square_position_table, resample_position_table
+from vitesse.models import build, load_checkpoint
+from vitesse.models.layers import fit_position_table, resample_position_table
 from vitesse.spec import ModelSpec
-from vitesse.weights.load import load_weights
+from vitesse.weights import load_weights, save_weights
 
 
 def images(height, width):
@@ -57,12 +57,31 @@ def test_image_sides_that_patches_do_not_fill_are_refused():
 def test_a_table_of_the_same_grid_is_the_same_object():
     table = torch.randn(1, 1 + 12, 8)
     assert resample_position_table(table, 1, (3, 4), (3, 4)) is table
-    assert fit_square_position_table(table, 1, (3, 4)) is table
+    assert fit_position_table(table, 1, (3, 4), (3, 4)) is table
+    assert fit_position_table(table, 1, (3, 4), None) is table, "12 is no square, so nothing is known"
+    assert fit_position_table(table[:, :1], 1, (3, 4), None).shape == (1, 1, 8), "there is nothing to fit"
+
+
+def test_the_sides_of_a_table_are_those_it_was_made_for(tmp_path):
+    """14 x 14 patches are as many as 7 x 28, and 10 x 20 as 20 x 10."""
+    square, wide, high = (
+        build(ModelSpec(name="vit_tiny_patch16", image_size=size))
+        for size in ((224, 224), (112, 448), (448, 112))
+    )
+    assert load_weights(wide, square.state_dict()).resampled == ("pos_embed",)
+    expected = resample_position_table(square.pos_embed, 1, (14, 14), (7, 28))
+    torch.testing.assert_close(wide.pos_embed, expected)
+
+    save_weights(tmp_path / "wide.safetensors", wide)
+    assert load_weights(high, tmp_path / "wide.safetensors").resampled == ("pos_embed",)
+    torch.testing.assert_close(high.pos_embed, resample_position_table(wide.pos_embed, 1, (7, 28), (28, 7)))
+    again, _ = load_checkpoint(tmp_path / "wide.safetensors")
+    assert torch.equal(again.pos_embed, wide.pos_embed)
 
 
 def test_resampling_keeps_the_prefix_and_a_constant_table():
     table = torch.cat([torch.full((1, 2, 8), 5.0), torch.full((1, 16, 8), 2.0)], 1)
-    fitted = fit_square_position_table(table.half(), 2, (7, 3))
+    fitted = fit_position_table(table.half(), 2, (7, 3), None)
     assert fitted.dtype == torch.float16
     assert fitted.shape == (1, 2 + 21, 8)
     assert (fitted[:, :2] == 5).all()

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 from vitesse.errors import ImageError
+from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.bands import read_bands
 from vitesse.runtime.decode import ImageLimits
-from vitesse.runtime.imaging import load_tensor, preprocess, preprocess_bands
+from vitesse.runtime.imaging import (
+    load_tensor,
+    preprocess,
+    preprocess_array,
+    preprocess_bands,
+    read_for_display,
+)
 from vitesse.runtime.predictor import Predictor
 from vitesse.spec import PreprocessSpec
 
@@ -119,6 +126,7 @@ def test_arrays_that_do_not_fit_are_refused():
         (bands_of(6, 7, 3), r"expected an array \(height, width, 4 bands\), got \(6, 7, 3\)"),
         (bands_of(6, 7, 4)[0], r"got \(7, 4\)"),
         (np.zeros((0, 7, 4), np.float32), r"got \(0, 7, 4\)"),
+        (np.full((6, 7, 4), 1e300), "expected values that are finite in float32, 168 are not"),
         (bands_of(6, 7, 4).astype(np.int32), "expected bands of uint8, uint16 or floats, got int32"),
         (spoilt, "2 are not, the first at row 2, column 3, band 1"),
         (bands_of(30, 40, 4), "pixels"),
@@ -127,13 +135,38 @@ def test_arrays_that_do_not_fit_are_refused():
             preprocess_bands(bands_HWC, spec_of(4), ImageLimits(max_pixels=1000))
 
 
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "<u2", "f2", ">f4", "f8"])
+@pytest.mark.parametrize(
+    ("shape", "num_bands"), [((9, 8), 1), ((9, 8, 1), 1), ((9, 8, 3), 3), ((9, 8, 5), 5)]
+)
+def test_a_file_is_the_same_as_its_array(dtype, shape, num_bands):
+    array = (np.random.default_rng(0).random(shape) * 200).astype(dtype)
+    from_file = load_tensor(as_file(array), spec_of(num_bands))
+    assert np.array_equal(from_file, preprocess_array(array, spec_of(num_bands)))
+
+
+def test_bytes_of_colours_are_a_picture(photo):
+    colours_HWC = np.asarray(photo(40, 30))
+    spec = PreprocessSpec(image_size=(24, 32))
+    assert np.array_equal(preprocess_array(colours_HWC, spec), preprocess(photo(40, 30), spec))
+
+
 def test_the_predictor_takes_arrays_and_files_and_goes_on(make_artefact, tmp_path):
     bands_HWC = bands_of(40, 50, 3)
     path = tmp_path / "three.npy"
     np.save(path, bands_HWC)
     (tmp_path / "bad.npy").write_bytes(path.read_bytes()[:-5])
-    predictor = Predictor(make_artefact(), engine="onnxruntime")
-    as_file, damaged, as_array = predictor.predict([path, tmp_path / "bad.npy", bands_HWC])
+    predictor = Predictor(read_artefact(make_artefact()), engine="onnxruntime")
+    from_file, damaged, from_array = predictor.predict([path, tmp_path / "bad.npy", bands_HWC])
     assert damaged.error is not None
     assert "cut or damaged" in damaged.error
-    assert [p.index for p in as_file.predictions] == [p.index for p in as_array.predictions]
+    assert from_file.predictions == from_array.predictions != ()
+
+
+def test_bands_can_be_looked_at(photo):
+    low, high = bands_of(20, 30, 9) // 4, bands_of(20, 30, 9)
+    for bands_HWC in (low, high, low.astype(np.float32)):
+        picture = read_for_display(as_file(bands_HWC))
+        assert (picture.mode, picture.size) == ("RGB", (30, 20))
+        assert np.asarray(picture).std() > 50, "each band is stretched to its own range"
+    assert np.array_equal(np.asarray(read_for_display(as_file(np.asarray(photo(8, 9))))), photo(8, 9))

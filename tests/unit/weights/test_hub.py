@@ -107,6 +107,18 @@ def test_content_other_than_promised_is_deleted(hub, tmp_path):
     assert fetch_pretrained(NAME).read_bytes() == CONTENT
 
 
+def test_another_revision_is_verified_as_the_first_was(hub, tmp_path):
+    fetch_pretrained(NAME)
+    hub.commit, hub.etag = "1" * 40, "0" * 64
+    assert f"expected content with sha256 {'0' * 64}, got" in refusal()
+
+
+def test_an_empty_file_is_named(hub):
+    hub.add(HUB_ID, "model.safetensors", b"")
+    hub.etag = "0" * 64
+    assert "expected content with sha256" in refusal()
+
+
 def test_a_name_that_is_no_repository(hub):
     with pytest.raises(WeightsError, match="expected OWNER/REPO"):
         fetch("a/b/c")

@@ -41,6 +41,18 @@ def same(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_values_that_the_models_dtype_cannot_hold_are_refused(state):
+    target = model()
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    huge = {key: tensor.double() * 1e300 if key == STEM else tensor for key, tensor in state.items()}
+    with pytest.raises(WeightsError, match=rf"{STEM}: expected finite numbers"):
+        load_weights(target, huge)
+    variance = STEM.replace("conv.weight", "bn.running_var")
+    with pytest.raises(WeightsError, match=rf"{variance}: expected variances, 8 of 8 are below zero"):
+        load_weights(target, state | {variance: -state[variance]})
+    assert same(before, target.state_dict())
+
+
 @pytest.mark.parametrize("naming", ["vitesse", TIMM, ORIGINAL])
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": {"model": s}}]
