@@ -15,6 +15,8 @@ from vitesse.provenance import provenance
 
 RECORDS = Path(__file__).parent / "records"
 DATA = Path(os.environ.get("VITESSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+IN_TIMM = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+"""timm's names of our models, where they differ."""
 
 
 def environment() -> dict[str, Any]:

@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from common import rounded, table, write_record
+from common import IN_TIMM, rounded, table, write_record
 from vitesse.catalogue import facts
 from vitesse.export import fold
 from vitesse.models import create_model
@@ -36,7 +36,6 @@ MODELS = (
     "efficientvit_l1",
     "vit_tiny_patch16",
 )
-IN_TIMM = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 BATCHES = (1, 16)
 FOLDED_TARGET = 1.15
 
@@ -64,9 +63,11 @@ def measure(models: dict[str, nn.Module], batch: int, side: int, rounds: int) ->
     for _ in range(2):
         for model in models.values():
             model(x_BCHW)
+    labels = list(models)
     for _ in range(rounds):
-        for label, model in models.items():
-            samples[label].append(1000 * seconds(model, x_BCHW))
+        labels.append(labels.pop(0))  # no contender is always the first
+        for label in labels:
+            samples[label].append(1000 * seconds(models[label], x_BCHW))
     found: dict[str, Any] = {"batch": batch, "samples_ms": {k: rounded(v, 2) for k, v in samples.items()}}
     for label in ("eager", "folded"):
         ratios = np.divide(samples["timm"], samples[label])

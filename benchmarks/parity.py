@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import table, write_record
+from common import IN_TIMM, table, write_record
 from vitesse.export import fold
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.models import create_model, list_models
@@ -28,7 +28,6 @@ from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.spec import Manifest, PreprocessSpec
 from vitesse.weights.load import load_weights
 
-IN_TIMM = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 NOT_IN_TIMM = ("efficientvit_l0", *list_models("*_single_scale"))
 
 

@@ -89,16 +89,18 @@ class CascadedGroupAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
-        bias_ANN = self.gathered_bias((height, width))
+        biases = self.gathered_bias((height, width)).unbind()
+        splits = x_BCHW.chunk(len(self.qkvs), dim=1)
         outputs: list[Tensor] = []
-        for head, x_BVHW in enumerate(x_BCHW.chunk(len(self.qkvs), dim=1)):
+        for qkv, query_conv, x_BVHW, bias_NN in zip(self.qkvs, self.query_convs, splits, biases, strict=True):
             cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
-            q_BDHW, k_BDHW, v_BVHW = self.qkvs[head](cascaded_BVHW).split(self.widths, dim=1)
-            q_BDN = self.query_convs[head](q_BDHW).flatten(2)
+            q_BDHW, k_BDHW, v_BVHW = qkv(cascaded_BVHW).split(self.widths, dim=1)
+            q_BDN = query_conv(q_BDHW).flatten(2)
             with without_autocast(q_BDN):
                 q_BDN, k_BDN = upcast(q_BDN), upcast(k_BDHW.flatten(2))
-                logits_BNN = torch.baddbmm(bias_ANN[head], q_BDN.mT, k_BDN, alpha=self.scale)
-            out_BVN = v_BVHW.flatten(2) @ logits_BNN.softmax(-1).to(v_BVHW.dtype).mT
+                logits_BNN = torch.baddbmm(bias_NN, q_BDN.mT, k_BDN, alpha=self.scale)
+            attention_BNN = logits_BNN.softmax(-1).to(v_BVHW.dtype)
+            out_BVN = v_BVHW.flatten(2) @ attention_BNN.mT
             outputs.append(out_BVN.unflatten(2, (height, width)))
         projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
         return projected_BCHW
@@ -147,7 +149,8 @@ class WindowAttention(nn.Module):
         size = self.window_size
         if max(height, width) <= size:
             return self.attention(x_BCHW)  # type: ignore[no-any-return]
-        x_BCHW = F.pad(x_BCHW, (0, -width % size, 0, -height % size))
+        if height % size or width % size:
+            x_BCHW = F.pad(x_BCHW, (0, -width % size, 0, -height % size))
         rows, columns = x_BCHW.shape[2] // size, x_BCHW.shape[3] // size
         windows = x_BCHW.reshape(*x_BCHW.shape[:2], rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         windows = self.attention(windows.flatten(0, 2)).unflatten(0, (-1, rows, columns))

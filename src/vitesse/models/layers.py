@@ -166,17 +166,21 @@ class ClassifierHead(nn.Module):
         return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
 
 
+HALF = (torch.float16, torch.bfloat16)
+UNCHANGED = contextlib.nullcontext()
+
+
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """A region without autocast on the device of `x`, for attention weights, which rounding ruins."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+    return UNCHANGED
 
 
 def upcast(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in HALF else x
 
 
 def drop_path_rates(last: float, num_blocks: int) -> list[float]:
