@@ -38,9 +38,8 @@ def prepare(files: Sequence[Path], repo_id: str) -> Repository:
         ConfigError: no or other files, two of a kind, files of two models, no name of a repository.
         ArtefactError, WeightsError: a file cannot be used.
     """
-    hub = require("huggingface_hub", "torch")
     try:
-        hub.utils.validate_repo_id(repo_id)
+        require("huggingface_hub.utils", "torch").validate_repo_id(repo_id)
     except require("huggingface_hub.errors", "torch").HFValidationError as error:
         raise ConfigError(f"--to: expected OWNER/REPO, {repo_id!r} is no repository's name") from error
     if "/" not in repo_id:

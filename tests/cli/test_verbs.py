@@ -22,7 +22,9 @@ FLAGS = {
     "--top-k",
     "train": "--json --model --out --recipe",
     "evaluate": "--arch --batch-size --engine --json --limit --model --split --threads",
-    "export": "--arch --data --format --json --licence --out --precision --split --trained-on",
+    "export": "--arch --calibrate --data --force --format --json --licence --out --precision --split "
+    "--trained-on",
+    "bench": "--batch-size --engine --goal --json --out --peers --precision --rounds --threads",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

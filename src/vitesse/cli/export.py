@@ -13,7 +13,16 @@ from vitesse.cli.options import Arch, Json
 def run(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A .safetensors checkpoint, or a name.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The artefact to write (.onnx).")] = ...,  # type: ignore[assignment]
-    precision: Annotated[Literal["fp32"], typer.Option("--precision", help="Of the weights.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option("--precision", help="Of weights and activations.")
+    ] = "fp32",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="DATA", help="Pictures that int8 takes its ranges from."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write int8 though it loses accuracy or is no faster.")
+    ] = False,
     format: Annotated[Literal["onnx"], typer.Option("--format", help="Of the file.")] = "onnx",
     data: Annotated[
         Path | None,
@@ -31,12 +40,15 @@ def run(
 ) -> int:
     """Write a model as an artefact: one .onnx file that runs without torch.
 
-    The file is written only when its logits equal those of the torch model on every installed engine.
+    The file is written only when its logits equal those of the torch model on every installed engine. An int8
+    file is written only when it loses at most 0.5 points of top-1 against fp32 on the same pictures and is
+    faster on this machine; both figures are printed.
 
     \b
     Examples:
       vitesse export runs/mine/checkpoints/best/model.safetensors --out mine.onnx --data photos/
       vitesse export efficientvit_m5 --out m5.onnx
+      vitesse export model.safetensors --out mine.onnx --precision int8 --calibrate photos/
     """
     from vitesse.cli.show import show_export
     from vitesse.errors import from_extra
@@ -44,5 +56,16 @@ def run(
     with from_extra("export"):
         from vitesse.export import export
 
-    artefact = export(model, out, data=data, split=split, arch=arch, trained_on=trained_on, licence=licence)
+    artefact = export(
+        model,
+        out,
+        data=data,
+        split=split,
+        arch=arch,
+        precision=precision,
+        calibrate=calibrate,
+        force=force,
+        trained_on=trained_on,
+        licence=licence,
+    )
     return show_export(artefact, as_json=as_json)

@@ -1,7 +1,8 @@
 """Fold a trained model into fewer operations that compute the same.
 
 Normalisations go into their convolution or linear layer, a skip around a depthwise convolution into its
-kernel, a distillation head into the classifier. The arithmetic is in float64; the folded model is float32.
+kernel, the softmax scale into the queries, a distillation head into the classifier; tables of attention
+biases are gathered. The arithmetic is in float64; the folded model is float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.errors import ExportError
+from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.layers import ClassifierHead, ConvNorm, NormLinear, Residual
+from vitesse.models.shvit import SingleHeadSelfAttention
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -43,9 +46,13 @@ def _fold(module: nn.Module) -> nn.Module:
     folded = rule(module) if rule is not None else None
     if folded is not None:
         return folded
+    _fold_children(module)
+    return module
+
+
+def _fold_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         setattr(module, name, _fold(child))
-    return module
 
 
 def _fold_conv_norm(pair: ConvNorm) -> nn.Module:
@@ -73,6 +80,30 @@ def _fold_residual(residual: Residual) -> nn.Module | None:
     return _conv_like(branch, weight_C1hw, cast(Tensor, branch.bias).double())
 
 
+def _fold_cascade(attention: CascadedGroupAttention) -> nn.Module:
+    """The softmax scale goes into the query convolutions, the bias tables are gathered."""
+    _fold_children(attention)
+    for conv in attention.query_convs:
+        _scale(cast(nn.Conv2d, conv), slice(None), attention.scale)
+    attention.scale = 1.0
+    rows, columns = attention.attention_bias_ARS.shape[1:]
+    attention.gathered_ANN = attention.gathered_bias((rows, columns)).detach()
+    return attention
+
+
+def _fold_single_head(attention: SingleHeadSelfAttention) -> nn.Module:
+    """The softmax scale goes into the convolution that makes the queries."""
+    _fold_children(attention)
+    _scale(cast(nn.Conv2d, attention.qkv), slice(attention.qkv_widths[0]), attention.scale)
+    attention.scale = 1.0
+    return attention
+
+
+def _scale(conv: nn.Conv2d, outputs: slice, factor: float) -> None:
+    for parameter in (conv.weight, cast(Tensor, conv.bias)):
+        parameter.data[outputs] *= factor
+
+
 def _fold_head(head: ClassifierHead) -> None:
     """The mean of two linear classifiers is one linear classifier."""
     if head.classifier_dist is None:
@@ -92,6 +123,8 @@ _RULES: dict[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     NormLinear: _fold_norm_linear,
     Residual: _fold_residual,
     ClassifierHead: _fold_head,
+    CascadedGroupAttention: _fold_cascade,
+    SingleHeadSelfAttention: _fold_single_head,
 }
 
 

@@ -36,7 +36,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec) -> Any:
     slim = require("onnxslim", "export").slim
     images_BCHW = torch.zeros(2, spec.in_chans, *spec.image_size)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model.eval(),
                 (images_BCHW,),
@@ -68,7 +68,7 @@ def write_artefact(proto: Any, manifest: Manifest, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters' progress lines and deprecation warnings are not the user's business."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

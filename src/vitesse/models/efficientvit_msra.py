@@ -26,6 +26,8 @@ from vitesse.models.layers import (
     Subsample,
     SubsampledStage,
     drop_path_rates,
+    to_map,
+    to_tokens,
     upcast,
     without_autocast,
 )
@@ -71,6 +73,7 @@ class CascadedGroupAttention(nn.Module):
 
     resampled_on_load: ClassVar = {"attention_bias_ARS": (1, 2)}
     offset_index_NN: Tensor
+    gathered_ANN: Tensor | None
 
     def __init__(
         self, dim: int, num_heads: int, key_dim: int, kernels: tuple[int, ...], resolution: tuple[int, int]
@@ -86,6 +89,7 @@ class CascadedGroupAttention(nn.Module):
         self.proj = nn.Sequential(nn.ReLU(inplace=True), ConvNorm(dim, dim, norm_init=0))
         self.attention_bias_ARS = nn.Parameter(torch.zeros(num_heads, *resolution))
         self.register_buffer("offset_index_NN", offset_index(resolution), persistent=False)
+        self.register_buffer("gathered_ANN", None, persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
@@ -95,13 +99,11 @@ class CascadedGroupAttention(nn.Module):
         for qkv, query_conv, x_BVHW, bias_NN in zip(self.qkvs, self.query_convs, splits, biases, strict=True):
             cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
             q_BDHW, k_BDHW, v_BVHW = qkv(cascaded_BVHW).split(self.widths, dim=1)
-            q_BDN = query_conv(q_BDHW).flatten(2)
-            with without_autocast(q_BDN):
-                q_BDN, k_BDN = upcast(q_BDN), upcast(k_BDHW.flatten(2))
-                logits_BNN = torch.baddbmm(bias_NN, q_BDN.mT, k_BDN, alpha=self.scale)
-            attention_BNN = logits_BNN.softmax(-1).to(v_BVHW.dtype)
-            out_BVN = v_BVHW.flatten(2) @ attention_BNN.mT
-            outputs.append(out_BVN.unflatten(2, (height, width)))
+            q_BND, k_BND, v_BNV = to_tokens(query_conv(q_BDHW)), to_tokens(k_BDHW), to_tokens(v_BVHW)
+            with without_autocast(q_BND):
+                logits_BNN = torch.baddbmm(bias_NN, upcast(q_BND), upcast(k_BND).mT, alpha=self.scale)
+            out_BNV = logits_BNN.softmax(-1).to(v_BNV.dtype) @ v_BNV
+            outputs.append(to_map(out_BNV, (height, width)))
         projected_BCHW: Tensor = self.proj(torch.cat(outputs, dim=1))
         return projected_BCHW
 
@@ -112,6 +114,8 @@ class CascadedGroupAttention(nn.Module):
 
     def gathered_bias(self, resolution: tuple[int, int]) -> Tensor:
         """The bias of every pair of positions of a map of this resolution: (A, N, N)."""
+        if self.gathered_ANN is not None and resolution == tuple(self.attention_bias_ARS.shape[1:]):
+            return self.gathered_ANN
         table_ARS = resample_bias(self.attention_bias_ARS, resolution)
         same = table_ARS is self.attention_bias_ARS
         return upcast(table_ARS).flatten(1)[:, self.offset_index_NN if same else offset_index(resolution)]

@@ -166,6 +166,16 @@ class ClassifierHead(nn.Module):
         return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
 
 
+def to_tokens(x_BCHW: Tensor) -> Tensor:
+    """Positions as tokens, (B, H*W, C): a view where channels lie last, which engines keep them in."""
+    return x_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_map(x_BNC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens as a map of `size` rows and columns, (B, C, H, W), channels last in memory."""
+    return torch.unflatten(x_BNC, 1, size).permute(0, 3, 1, 2)
+
+
 HALF = (torch.float16, torch.bfloat16)
 UNCHANGED = contextlib.nullcontext()
 

@@ -22,6 +22,8 @@ from vitesse.models.layers import (
     Subsample,
     SubsampledStage,
     drop_path_rates,
+    to_map,
+    to_tokens,
     upcast,
     without_autocast,
 )
@@ -66,10 +68,11 @@ class SingleHeadSelfAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BPHW, passed_BCHW = torch.split(x_BCHW, self.split_widths, dim=1)
         q_BDHW, k_BDHW, v_BPHW = self.qkv(self.norm(x_BPHW)).split(self.qkv_widths, dim=1)
+        q_BND, k_BND, v_BNP = to_tokens(q_BDHW), to_tokens(k_BDHW), to_tokens(v_BPHW)
         with without_autocast(x_BCHW):
-            q_BDN, k_BDN = upcast(q_BDHW).flatten(2) * self.scale, upcast(k_BDHW).flatten(2)
-            attention_BNN = (q_BDN.mT @ k_BDN).softmax(-1).to(v_BPHW.dtype)
-        out_BPHW = (v_BPHW.flatten(2) @ attention_BNN.mT).unflatten(2, x_BCHW.shape[2:])
+            logits_BNN = upcast(q_BND) * self.scale @ upcast(k_BND).mT
+        out_BNP = logits_BNN.softmax(-1).to(v_BNP.dtype) @ v_BNP
+        out_BPHW = to_map(out_BNP, (x_BCHW.shape[2], x_BCHW.shape[3]))
         projected_BCHW: Tensor = self.proj(torch.cat((out_BPHW, passed_BCHW), dim=1))
         return projected_BCHW
 

@@ -26,7 +26,13 @@ _KEPT = 64
 
 
 def fastest(runners: Mapping[str, Runner], artefact: Artefact) -> str:
-    """The name whose time a picture is smallest: the geometric mean, over `BATCHES`, of the median time.
+    """The name whose time a picture is smallest; see `seconds_a_picture`."""
+    seconds = seconds_a_picture(runners, artefact)
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def seconds_a_picture(runners: Mapping[str, Runner], artefact: Artefact) -> Mapping[str, float]:
+    """Time a picture by name: the geometric mean, over `BATCHES`, of the median time.
 
     All are warmed up, then timed interleaved: `MIN_ROUNDS` rounds, up to `MAX_ROUNDS` within `BUDGET_S`.
     """
@@ -47,9 +53,9 @@ def fastest(runners: Mapping[str, Runner], artefact: Artefact) -> str:
                 took = (time.perf_counter() - before) / len(batch_BCHW)
                 seconds.setdefault((name, len(batch_BCHW)), []).append(took)
     medians = {key: statistics.median(samples) for key, samples in seconds.items()}
-    return min(
-        runners, key=lambda name: statistics.geometric_mean(medians[name, len(batch)] for batch in batches)
-    )
+    return {
+        name: statistics.geometric_mean(medians[name, len(batch)] for batch in batches) for name in runners
+    }
 
 
 def sample_batch(artefact: Artefact, size: int) -> NDArray[np.float32]:

@@ -1,0 +1,219 @@
+"""From names and files to contenders: every way to run each model, prepared with the same care.
+
+A name is built with random weights, since speed does not depend on them, and exported as a user would:
+folded, traced, slimmed, for int8 calibrated on noise. The files are kept in the cache folder. An `.onnx`
+artefact runs as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitesse.bench.measure import Contender, Runner
+from vitesse.bench.peers import PEERS, PREFIX
+from vitesse.catalogue import facts
+from vitesse.errors import ArtefactError, ConfigError, EngineError, VitesseError, from_extra
+from vitesse.progress import say
+from vitesse.provenance import versions
+from vitesse.runtime.artefact import Artefact, cache_dir, read_artefact
+from vitesse.runtime.engines import available_engines, create_engine
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
+
+TORCH_ENGINES = ("torch", "torch-compile")
+PRECISIONS = ("fp32", "int8")
+CALIBRATION_IMAGES = 8
+
+
+def contenders(
+    models: Sequence[str], engines: Sequence[str], precisions: Sequence[str], threads: int
+) -> Iterator[Contender]:
+    """Every model on every engine in every precision that the engine has; what fails says why.
+
+    Args:
+        models: names of ours, `timm:NAME`, or `.onnx` artefacts.
+        engines: of `available_engines()` and `TORCH_ENGINES`.
+        precisions: of `PRECISIONS`; an artefact has its own alone.
+        threads: of every engine.
+    """
+    for model in models:
+        if model.endswith(".onnx"):
+            yield from _of_file(Path(model), engines, threads)
+        else:
+            yield from _of_name(model, engines, precisions, threads)
+
+
+def _of_file(path: Path, engines: Sequence[str], threads: int) -> Iterator[Contender]:
+    artefact = read_artefact(path)
+    manifest = artefact.manifest
+    for engine in engines:
+        if engine in TORCH_ENGINES:
+            continue
+        yield Contender(
+            model=str(path),
+            engine=engine,
+            precision=manifest.precision,
+            image_size=manifest.model.image_size,
+            macs=_known_macs(manifest.model.name),
+            top1=manifest.accuracy["top1"] if manifest.accuracy else None,
+            in_chans=manifest.model.in_chans,
+            start=_engine_starter(artefact, engine, threads),
+        )
+
+
+def _of_name(
+    model: str, engines: Sequence[str], precisions: Sequence[str], threads: int
+) -> Iterator[Contender]:
+    spec, top1 = _spec_and_accuracy(model)
+    for precision in precisions:
+        usable = [engine for engine in engines if precision == "fp32" or engine not in TORCH_ENGINES]
+        common: dict[str, Any] = {
+            "model": model,
+            "precision": precision,
+            "image_size": spec.image_size,
+            "top1": top1,
+        }
+        try:
+            artefact = exported(spec, precision)
+        except VitesseError as error:
+            for engine in usable:
+                yield Contender(engine=engine, error=f"export failed: {error}", **common)
+            continue
+        macs = int(artefact.manifest.provenance["macs"])
+        for engine in usable:
+            start = (
+                _torch_starter(spec, engine, threads)
+                if engine in TORCH_ENGINES
+                else _engine_starter(artefact, engine, threads)
+            )
+            yield Contender(engine=engine, macs=macs, start=start, **common)
+
+
+def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
+    if not model.startswith(PREFIX):
+        known = facts(model)
+        return ModelSpec(name=known.name, image_size=known.image_size), known.top1
+    peer = PEERS.get(model.removeprefix(PREFIX))
+    side = peer.side if peer else 224
+    return ModelSpec(name=model, image_size=(side, side)), peer.top1 if peer else None
+
+
+def _known_macs(name: str) -> int | None:
+    try:
+        return facts(name).macs
+    except VitesseError:
+        return None
+
+
+def exported(spec: ModelSpec, precision: str) -> Artefact:
+    """The artefact of a model with random weights, from the cache folder or made now.
+
+    Raises:
+        ExportError: the model cannot be exported or quantised.
+        UnknownModelError, MissingExtraError: see `build`.
+    """
+    size = "x".join(map(str, spec.image_size))
+    key = hashlib.sha256(str(sorted(versions().items())).encode()).hexdigest()[:8]
+    name = spec.name.replace(":", "-")
+    path = cache_dir() / "bench" / f"{name}-{size}-{precision}-{key}.onnx"
+    if path.is_file():
+        try:
+            return read_artefact(path)
+        except ArtefactError as error:
+            say(f"{error}; making it again")
+    with from_extra("export"):
+        from vitesse.export.onnx import to_onnx, write_artefact
+        from vitesse.export.quantize import quantize
+
+    say(f"{spec.name}: exporting {precision}, once")
+    model, macs = _random_model(spec)
+    proto = to_onnx(model, spec)
+    if precision == "int8":
+        shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
+        proto = quantize(proto, np.random.default_rng(0).standard_normal(shape, np.float32))
+    manifest = Manifest(
+        model=spec,
+        class_names=tuple(map(str, range(spec.num_classes))),
+        preprocess=PreprocessSpec(image_size=spec.image_size),
+        precision=precision,  # type: ignore[arg-type]
+        trained_on="nothing: random weights, for timing",
+        provenance={"macs": macs},
+    )
+    write_artefact(proto, manifest, path)
+    return read_artefact(path)
+
+
+def _random_model(spec: ModelSpec) -> tuple[Any, int]:
+    """A folded model whose branches all take part, and the MACs of one picture."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vitesse.export.fold import fold
+    from vitesse.models import Backbone, build
+
+    torch.manual_seed(0)
+    model = build(spec).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops:
+        model(torch.zeros(1, spec.in_chans, *spec.image_size))
+    return fold(model) if isinstance(model, Backbone) else model, flops.get_total_flops() // 2
+
+
+def _engine_starter(artefact: Artefact, engine: str, threads: int) -> Callable[[], Runner]:
+    def start() -> Runner:
+        if artefact.manifest.precision == "int8":
+            _survives(artefact, engine)
+        return create_engine(artefact, engine, threads).run
+
+    return start
+
+
+def _survives(artefact: Artefact, engine: str) -> None:
+    """Try an int8 file in a process of its own first: engines have been seen to crash on some graphs.
+
+    Raises:
+        EngineError: the process died.
+    """
+    command = [sys.executable, "-m", "vitesse.bench.probe", str(artefact.path), engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise EngineError(f"{engine} crashes on this file (signal {-done.returncode})")
+
+
+def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], Runner]:
+    def start() -> Runner:
+        import torch
+
+        from vitesse.models.engine import TorchEngine
+
+        torch.set_num_threads(threads)
+        model, _ = _random_model(spec)
+        if engine == "torch-compile":
+            model = torch.compile(model)
+        return TorchEngine(model.to(memory_format=torch.channels_last)).run
+
+    return start
+
+
+def chosen_engines(names: str) -> tuple[str, ...]:
+    """`all`, or names separated by commas.
+
+    Raises:
+        ConfigError: an unknown name, or an engine that is not installed.
+    """
+    known = (*available_engines(), *TORCH_ENGINES)
+    if names == "all":
+        return (*available_engines(), "torch")
+    wanted = tuple(name.strip() for name in names.split(","))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--engine: expected of {', '.join(known)}, got {name!r}")
+    return wanted

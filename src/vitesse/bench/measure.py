@@ -1,0 +1,196 @@
+"""Timing that a shared machine cannot bend in one contender's favour.
+
+All contenders run in rounds, one after another in an order that rotates, after warm-up; figures are medians
+and 95th percentiles over rounds, and every sample is kept.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.progress import track
+
+Runner = Callable[[NDArray[np.float32]], Any]
+"""Runs a batch (B, C, H, W)."""
+
+WARM_UP = 2
+MIN_SAMPLE_S = 0.02
+"""A sample of a quick contender repeats it until so much time has passed."""
+
+
+@dataclass(kw_only=True)
+class Contender:
+    """One way to run one model.
+
+    Attributes:
+        model: name or file; a timm model's is `timm:NAME`.
+        engine: what runs it.
+        precision: `fp32` or `int8`.
+        image_size: (height, width) in pixels.
+        macs: of one picture; None where unknown.
+        top1: published accuracy, a fraction, or that in the file's manifest; None where nobody said.
+        in_chans: channels of a picture.
+        start: gives the function that runs a batch (B, C, H, W) float32.
+        error: why it cannot run, empty where it can.
+    """
+
+    model: str
+    engine: str
+    precision: str
+    image_size: tuple[int, int]
+    macs: int | None = None
+    top1: float | None = None
+    in_chans: int = 3
+    start: Callable[[], Runner] | None = field(default=None, repr=False)
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What was measured of a contender at one batch size: seconds a picture, one for each round."""
+
+    contender: Contender
+    batch_size: int
+    threads: int
+    samples_s: tuple[float, ...]
+    error: str = ""
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.samples_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record: milliseconds are those of a whole batch, `macs` those of one picture."""
+        who = self.contender
+        record: dict[str, Any] = {
+            "model": who.model,
+            "engine": who.engine,
+            "precision": who.precision,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "img_per_s": None,
+            "p50_ms": None,
+            "p95_ms": None,
+            "macs": who.macs,
+            "image_size": list(who.image_size),
+            "top1": who.top1,
+            "error": self.error or None,
+        }
+        if self.samples_s:
+            batch_ms = np.asarray(self.samples_s) * self.batch_size * 1000
+            record |= {
+                "img_per_s": round(1 / self.median_s, 2),
+                "p50_ms": round(float(np.median(batch_ms)), 4),
+                "p95_ms": round(float(np.quantile(batch_ms, 0.95)), 4),
+                "samples_ms": [round(float(sample), 4) for sample in batch_ms],
+            }
+        return record
+
+
+def time_interleaved(
+    contenders: Sequence[Contender], batch_sizes: Sequence[int], *, rounds: int, threads: int
+) -> list[Timing]:
+    """Time every contender at every batch size; one that fails has an error and no samples.
+
+    Args:
+        contenders: `start` is called once each, in this order.
+        batch_sizes: pictures in a batch.
+        rounds: in each of them every contender gives one sample a batch size.
+        threads: what the contenders were made for; only recorded.
+    """
+    running: dict[int, Runner] = {}
+    errors: dict[tuple[int, int], str] = {}
+    batches = _Batches()
+    for index, contender in enumerate(contenders):
+        try:
+            running[index] = _started(contender)
+        except Exception as error:
+            errors |= dict.fromkeys(((index, batch) for batch in batch_sizes), _one_line(error))
+    samples: dict[tuple[int, int], list[float]] = {}
+    repeats: dict[tuple[int, int], int] = {}
+    for batch_size in batch_sizes:
+        for index, run in running.items():
+            try:
+                batch_BCHW = batches.of(contenders[index], batch_size)
+                repeats[index, batch_size] = _warm_up(run, batch_BCHW)
+            except Exception as error:
+                errors[index, batch_size] = _one_line(error)
+    order = list(repeats)
+    for _ in track(range(rounds), "bench", rounds):
+        order.append(order.pop(0)) if order else None
+        for index, batch_size in order:
+            batch_BCHW = batches.of(contenders[index], batch_size)
+            took = _sample(running[index], batch_BCHW, repeats[index, batch_size])
+            samples.setdefault((index, batch_size), []).append(took / batch_size)
+    return [
+        Timing(
+            contender=contender,
+            batch_size=batch_size,
+            threads=threads,
+            samples_s=tuple(samples.get((index, batch_size), ())),
+            error=errors.get((index, batch_size), ""),
+        )
+        for index, contender in enumerate(contenders)
+        for batch_size in batch_sizes
+    ]
+
+
+def best_by_model(
+    timings: Sequence[Timing], precision: str | None = None
+) -> Mapping[tuple[str, int], Timing]:
+    """The fastest way to run each model at each batch size, of all or of one precision."""
+    best: dict[tuple[str, int], Timing] = {}
+    for timing in timings:
+        if timing.error or precision not in (None, timing.contender.precision):
+            continue
+        key = (timing.contender.model, timing.batch_size)
+        if key not in best or timing.median_s < best[key].median_s:
+            best[key] = timing
+    return best
+
+
+class _Batches:
+    """Noise of every shape that is asked for, made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, ...], NDArray[np.float32]] = {}
+
+    def of(self, contender: Contender, batch_size: int) -> NDArray[np.float32]:
+        shape = (batch_size, contender.in_chans, *contender.image_size)
+        if shape not in self._made:
+            self._made[shape] = np.random.default_rng(0).standard_normal(shape, np.float32)
+        return self._made[shape]
+
+
+def _started(contender: Contender) -> Runner:
+    if contender.start is None:
+        raise RuntimeError(contender.error or "it cannot be run")
+    return contender.start()
+
+
+def _warm_up(run: Runner, batch_BCHW: NDArray[np.float32]) -> int:
+    """Run a few times; gives how many repetitions make a sample long enough to time."""
+    for _ in range(WARM_UP):
+        took = _sample(run, batch_BCHW, 1)
+    return max(1, round(MIN_SAMPLE_S / max(took, 1e-6)))
+
+
+def _sample(
+    run: Callable[[NDArray[np.float32]], Any], batch_BCHW: NDArray[np.float32], repeats: int
+) -> float:
+    """Seconds of one run, the mean of `repeats`."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run(batch_BCHW)
+    return (time.perf_counter() - started) / repeats
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

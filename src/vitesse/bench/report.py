@@ -1,0 +1,97 @@
+"""What a benchmark leaves behind: a Markdown table and a picture of accuracy against latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitesse.bench.measure import Timing, best_by_model
+from vitesse.bench.peers import PREFIX
+from vitesse.errors import require
+
+OURS, THEIRS, FRONT = "#0b7a75", "#8a8f98", "#c44536"
+
+
+def markdown(timings: Sequence[Timing], limits: Mapping[str, float] | None = None) -> str:
+    """One row for each contender and batch size; failures are rows too."""
+    lines = [
+        "| model | engine | precision | batch | img/s | p50 ms | p95 ms | top-1 | GEMM limit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for timing in timings:
+        record = timing.to_dict()
+        cells = [record["model"], record["engine"], record["precision"], record["batch_size"]]
+        if timing.samples_s:
+            cells += [f"{record['img_per_s']:.1f}", f"{record['p50_ms']:.2f}", f"{record['p95_ms']:.2f}"]
+        else:
+            cells += [f"failed: {timing.error}".replace("|", "/"), "", ""]
+        top1 = timing.contender.top1
+        cells += ["" if top1 is None else f"{top1:.1%}", _share_of_limit(timing, limits)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _share_of_limit(timing: Timing, limits: Mapping[str, float] | None) -> str:
+    """Multiply-accumulates a second over those of one large matrix product in the same precision."""
+    who = timing.contender
+    if not limits or not who.macs or not timing.samples_s or who.precision not in limits:
+        return ""
+    return f"{who.macs / timing.median_s / limits[who.precision]:.0%}"
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (latency, accuracy) points that no other beats in both, by latency."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def draw_front(timings: Sequence[Timing], path: Path) -> None:
+    """Accuracy against latency, each model at its fastest engine and precision, one panel a batch size.
+
+    Models whose accuracy nobody published are left out.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = require("matplotlib.pyplot", "train")
+    best = [timing for timing in best_by_model(timings).values() if timing.contender.top1 is not None]
+    sizes = sorted({timing.batch_size for timing in best})
+    figure, axes = plt.subplots(
+        1, max(1, len(sizes)), figsize=(7.5 * max(1, len(sizes)), 6), layout="constrained", squeeze=False
+    )
+    for axis, batch_size in zip(axes[0], sizes, strict=False):
+        _draw_panel(axis, [timing for timing in best if timing.batch_size == batch_size])
+        axis.set_title(f"batch {batch_size}, {best[0].threads} thread{'s' if best[0].threads > 1 else ''}")
+        axis.set_ylabel("ImageNet-1k top-1, published (%)")
+        axis.set_xlabel("ms a picture, fastest engine and precision (log scale)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_panel(axis: Any, timings: Sequence[Timing]) -> None:
+    points = [(1000 * t.median_s, 100 * (t.contender.top1 or 0)) for t in timings]
+    front = pareto_front(points)
+    axis.set_xscale("log")
+    axis.plot(
+        *zip(*(points[i] for i in front), strict=True), color=FRONT, lw=1, zorder=1, label="Pareto front"
+    )
+    for (latency, accuracy), timing in zip(points, timings, strict=True):
+        theirs = timing.contender.model.startswith(PREFIX)
+        filled = timing.contender.precision == "int8"
+        colour = THEIRS if theirs else OURS
+        axis.scatter(
+            latency, accuracy, s=42, marker="s" if theirs else "o", zorder=2,
+            facecolor=colour if filled else "white", edgecolor=colour,
+        )  # fmt: skip
+        name = Path(timing.contender.model.removeprefix(PREFIX)).stem
+        axis.annotate(
+            name, (latency, accuracy), xytext=(5, -3), textcoords="offset points", fontsize=7.5, color=colour
+        )
+    for label, colour, marker in (("Vitesse", OURS, "o"), ("timm", THEIRS, "s")):
+        axis.scatter([], [], color=colour, marker=marker, label=f"{label}: filled int8, open fp32")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(loc="lower right", fontsize=8)

@@ -1,0 +1,185 @@
+"""From an fp32 file to an int8 one that is worth it: calibrated, and measured against what it replaces."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.data.sources import Subset, open_source
+from vitesse.errors import DataError, ExportError, ImageError
+from vitesse.export.onnx import write_artefact
+from vitesse.export.quantize import noise, quantize
+from vitesse.metrics import check_classes, score
+from vitesse.progress import say
+from vitesse.runtime.artefact import Artefact, read_artefact
+from vitesse.runtime.autoselect import seconds_a_picture
+from vitesse.runtime.engines import available_engines, create_engine
+from vitesse.runtime.imaging import load_tensor
+
+if TYPE_CHECKING:
+    from vitesse.data.sources import Source
+    from vitesse.spec import PreprocessSpec
+
+CALIBRATION_IMAGES, MIN_CALIBRATION_IMAGES = 128, 16
+HELD_OUT_IMAGES = 1000
+MAX_LOSS = 0.005
+"""Of top-1 against fp32 on the same pictures, as a fraction of them."""
+
+ATTEMPTS, FLOAT_SHARE = 4, 0.04
+"""While top-1 falls too far, so often this share of the operators goes back to float, the noisiest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """int8, on the engine where it is worse, beside fp32 on the same pictures; and both speeds."""
+
+    fp32_top1: float
+    int8_top1: float
+    int8_top5: float
+    images: int
+    img_per_s: Mapping[str, Mapping[str, float]]
+
+    @property
+    def loss(self) -> float:
+        """Of top-1, as a fraction of the pictures."""
+        return self.fp32_top1 - self.int8_top1
+
+    @property
+    def speedup(self) -> float:
+        """int8 on its fastest engine over fp32 on its own."""
+        fastest = {
+            precision: max(rates[precision] for rates in self.img_per_s.values())
+            for precision in ("fp32", "int8")
+        }
+        return fastest["int8"] / fastest["fp32"]
+
+    def __str__(self) -> str:
+        rates = ", ".join(
+            f"{engine} {rate['fp32']:.0f} to {rate['int8']:.0f}" for engine, rate in self.img_per_s.items()
+        )
+        return (
+            f"top-1 {self.fp32_top1:.2%} in fp32, {self.int8_top1:.2%} in int8 on {self.images} pictures; "
+            f"pictures a second here: {rates}"
+        )
+
+
+def to_int8(
+    proto: Any,
+    fp32: Artefact,
+    calibrate: str | Path,
+    data: Source | None,
+    *,
+    dataset: Mapping[str, Any],
+    force: bool = False,
+) -> Artefact:
+    """The int8 form of an fp32 artefact, in memory: its `path` is gone, its `data` is what to write.
+
+    Args:
+        proto: the fp32 model as `onnx.ModelProto`.
+        fp32: the same as an artefact.
+        calibrate: pictures as `open_source` reads them.
+        data: labelled pictures to compare on; without them held-out ones of `calibrate`.
+        dataset: how the manifest calls what is compared on.
+        force: give it even if it loses accuracy or time.
+
+    Raises:
+        DataError: too few pictures, or none of the model's kind.
+        ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
+    """
+    seen, unseen = _parted(open_source(calibrate, "train"))
+    images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
+    if data is None:
+        data, dataset = unseen, {"dataset": Path(calibrate).name, "split": "held out of calibration"}
+    check_classes(data, fp32.manifest.class_names)
+    fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess).top1
+    floats: list[str] = []
+    for _ in range(ATTEMPTS):
+        int8_proto = quantize(proto, images_BCHW, floats)
+        int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
+        found = _compare(fp32, int8, data, fp32_top1)
+        say(str(found))
+        if found.loss <= MAX_LOSS:
+            break
+        floats += _noisiest(noise(int8_proto, images_BCHW), floats, len(proto.graph.node))
+    _judge(found, force)
+    manifest = replace(
+        int8.manifest,
+        accuracy={**dataset, "top1": found.int8_top1, "top5": found.int8_top5, "images": found.images}
+        | {"fp32_top1": found.fp32_top1},
+        calibration={"dataset": Path(calibrate).name, "images": len(images_BCHW), "ranges": "extremes"}
+        | {"float_operators": floats, "img_per_s": {k: dict(v) for k, v in found.img_per_s.items()}},
+    )
+    return _read(int8_proto, manifest, fp32.path.name)
+
+
+def calibration_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:
+    """Preprocessed pictures of a source, those that can be read: (B, C, H, W).
+
+    Raises:
+        DataError: fewer than `MIN_CALIBRATION_IMAGES`.
+    """
+    tensors, refusal = [], ""
+    for index in range(len(source)):
+        try:
+            tensors.append(load_tensor(source.read(index), preprocess))
+        except (ImageError, OSError) as error:
+            refusal = f"; {source.name(index)}: {error}"
+    if len(tensors) < MIN_CALIBRATION_IMAGES:
+        raise DataError(
+            f"--calibrate: expected at least {MIN_CALIBRATION_IMAGES} pictures, got {len(tensors)}{refusal}"
+        )
+    return np.stack(tensors)
+
+
+def _parted(source: Source) -> tuple[Source, Source]:
+    """Pictures to calibrate on and others to compare on, drawn by seed 0; all of a small source for both."""
+    order = np.random.default_rng(0).permutation(len(source))
+    seen, unseen = order[:CALIBRATION_IMAGES], order[CALIBRATION_IMAGES:][:HELD_OUT_IMAGES]
+    return Subset(source, np.sort(seen)), Subset(source, np.sort(unseen if len(unseen) else seen))
+
+
+def _compare(fp32: Artefact, int8: Artefact, data: Source, fp32_top1: float) -> Comparison:
+    scores, rates = [], {}
+    for name in available_engines():
+        engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
+        scores.append(score(engines["int8"], data, int8.manifest.preprocess))
+        seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
+        rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
+    worst = min(scores, key=lambda found: found.top1)
+    return Comparison(
+        fp32_top1=fp32_top1,
+        int8_top1=worst.top1,
+        int8_top5=worst.top5,
+        images=worst.images,
+        img_per_s=rates,
+    )
+
+
+def _judge(found: Comparison, force: bool) -> None:
+    faults = []
+    if found.loss > MAX_LOSS:
+        faults.append(f"loses {100 * found.loss:.2f} points of top-1, at most {100 * MAX_LOSS} are allowed")
+    if found.speedup <= 1:
+        faults.append(f"is {found.speedup:.2f} times as fast as fp32")
+    if faults and not force:
+        raise ExportError(
+            f"int8 {' and '.join(faults)}: {found}; nothing was written, --force writes it anyway"
+        )
+
+
+def _noisiest(ratios: Mapping[str, float], known: list[str], num_nodes: int) -> list[str]:
+    """The operators, not yet float, whose inputs eight bits hold worst."""
+    ranked = sorted((name for name in ratios if name not in known), key=lambda name: ratios[name])
+    return ranked[: max(1, round(FLOAT_SHARE * num_nodes))]
+
+
+def _read(proto: Any, manifest: Any, name: str) -> Artefact:
+    with tempfile.TemporaryDirectory() as folder:
+        write_artefact(proto, manifest, Path(folder) / name)
+        return read_artefact(Path(folder) / name)

@@ -1,0 +1,127 @@
+"""A float ONNX model as int8: calibrated on pictures, one file that both engines run.
+
+Every tensor between quantised operators is uint8 with a scale and a zero point, weights are int8 with a scale
+a channel; both stand in the file as pairs of QuantizeLinear and DequantizeLinear, which the engines turn into
+their integer kernels. What stays float: the division in linear attention, normalisations that are computed
+from the picture, and tensors that eight bits hold badly (`noise`).
+
+Shape suffixes: B pictures, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.errors import ExportError, require
+from vitesse.export.onnx import INPUT, quiet
+
+QUANTIZED_OPS = (
+    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Sigmoid", "HardSwish"),
+    *("Concat", "Split", "Reshape", "Transpose", "Softmax"),
+)
+NOISE_IMAGES = 8
+
+
+def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collection[str] = ()) -> Any:
+    """The int8 form of an `onnx.ModelProto`.
+
+    Args:
+        proto: a folded model of `to_onnx`; it stays as it is.
+        images_BCHW: preprocessed pictures like those to come; ranges are the extremes over all of them.
+        keep_float: names of nodes that stay float.
+
+    Raises:
+        ExportError: the model cannot be quantised.
+        MissingExtraError: the extra `export` is not installed.
+    """
+    onnx = require("onnx", "export")
+    tools = require("onnxruntime.quantization", "export")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        try:
+            with quiet():
+                tools.quantize_static(
+                    onnx.ModelProto.FromString(proto.SerializeToString()),
+                    path,
+                    _reader(tools, images_BCHW),
+                    quant_format=tools.QuantFormat.QDQ,
+                    op_types_to_quantize=list(QUANTIZED_OPS),
+                    nodes_to_exclude=list(keep_float),
+                    per_channel=True,
+                    activation_type=tools.QuantType.QUInt8,
+                    weight_type=tools.QuantType.QInt8,
+                    extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+                )
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ExportError(f"int8: the model cannot be quantised: {reason}") from error
+        return onnx.load(path)
+
+
+def noise(int8_proto: Any, images_BCHW: NDArray[np.float32]) -> Mapping[str, float]:
+    """How well eight bits hold each tensor: signal to noise in dB, by the name of the node that reads it.
+
+    A node that reads several quantised tensors has the worst of them.
+    """
+    onnx, ort = require("onnx", "export"), require("onnxruntime", "core")
+    model = onnx.ModelProto.FromString(int8_proto.SerializeToString())
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            before = _before_quantising(producers, name)
+            if before is not None and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                pairs[name] = (before, name)
+                readers.setdefault(name, []).append(node.name)
+    wanted = sorted({name for pair in pairs.values() for name in pair} - {INPUT})
+    del model.graph.output[:]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted
+    )
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = dict(zip(wanted, session.run(wanted, {INPUT: images_BCHW[:NOISE_IMAGES]}), strict=True))
+    values[INPUT] = images_BCHW[:NOISE_IMAGES]
+    found: dict[str, float] = {}
+    for name, (before, after) in pairs.items():
+        ratio = _signal_to_noise(values[before], values[after])
+        for reader in readers[name]:
+            found[reader] = min(ratio, found.get(reader, np.inf))
+    return found
+
+
+def _before_quantising(producers: Mapping[str, Any], name: str) -> str | None:
+    """The float tensor that a dequantised activation was made from; None for weights and float tensors."""
+    dequantize = producers.get(name)
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None
+    quantize = producers.get(dequantize.input[0])
+    return None if quantize is None else str(quantize.input[0])
+
+
+def _signal_to_noise(signal: NDArray[np.float32], approximation: NDArray[np.float32]) -> float:
+    power, error = np.square(signal).mean(), np.square(signal - approximation).mean()
+    return float(10 * np.log10((power + 1e-20) / (error + 1e-20)))
+
+
+def _reader(tools: Any, images_BCHW: NDArray[np.float32]) -> Any:
+    """The pictures one by one, as the calibration takes them."""
+
+    class Pictures(tools.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[NDArray[np.float32]] = iter(images_BCHW[:, None])
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            batch_BCHW = next(self.batches, None)
+            return None if batch_BCHW is None else {INPUT: batch_BCHW}
+
+    return Pictures()
