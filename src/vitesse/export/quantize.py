@@ -1,9 +1,10 @@
 """A float ONNX model as int8: calibrated on pictures, one file that both engines run.
 
-Every tensor between quantised operators is uint8 with a scale and a zero point, weights are int8 with a scale
-a channel; both stand in the file as pairs of QuantizeLinear and DequantizeLinear, which the engines turn into
-their integer kernels. What stays float: the division in linear attention, normalisations that are computed
-from the picture, and tensors that eight bits hold badly (`noise`).
+Activations are uint8 with a scale and a zero point a tensor, weights int8 with a scale a channel; both stand in
+the file as pairs of QuantizeLinear and DequantizeLinear, which the engines turn into their integer kernels.
+What is quantised was chosen by measuring (`benchmarks/METHOD.md`): convolutions, linear layers, and what lies
+between them. Products of activations with each other and all that only they read stay float: attention, softmax
+and the division of linear attention; so do normalisations that are computed from the picture.
 
 Shape suffixes: B pictures, C channels, H rows, W columns.
 """
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from vitesse.errors import ExportError, require
 from vitesse.export.onnx import INPUT, quiet
 
-QUANTIZED_OPS = (
-    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Sigmoid", "HardSwish"),
-    *("Concat", "Split", "Reshape", "Transpose", "Softmax"),
-)
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+QUANTIZED_OPS = (*WEIGHTED_OPS, "Add", "Mul", "Relu", "Sigmoid", "HardSwish", "Concat", "Split")
+FUSED_ACTIVATIONS = ("HardSwish", "Sigmoid", "Mul")
+"""What OpenVINO computes within a convolution, unless the convolution's output is quantised before it."""
+
 NOISE_IMAGES = 8
 
 
@@ -52,7 +54,7 @@ def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collectio
                     _reader(tools, images_BCHW),
                     quant_format=tools.QuantFormat.QDQ,
                     op_types_to_quantize=list(QUANTIZED_OPS),
-                    nodes_to_exclude=list(keep_float),
+                    nodes_to_exclude=[*keep_float, *_float_region(proto)],
                     per_channel=True,
                     activation_type=tools.QuantType.QUInt8,
                     weight_type=tools.QuantType.QInt8,
@@ -61,7 +63,58 @@ def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collectio
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ExportError(f"int8: the model cannot be quantised: {reason}") from error
-        return onnx.load(path)
+        int8_proto = onnx.load(path)
+    _join_activations(int8_proto)
+    return int8_proto
+
+
+def _float_region(proto: Any) -> list[str]:
+    """Names of the products of two activations, and of what is read by nothing but float operators."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: set[str] = set()
+
+    def is_float(node: Any) -> bool:
+        return node.name in found or node.op_type not in QUANTIZED_OPS
+
+    for node in reversed(proto.graph.node):  # in the order of computation, so readers come first
+        following = [reader for name in node.output for reader in readers.get(name, ())]
+        of_activations = node.op_type in WEIGHTED_OPS and not weights & set(node.input)
+        for_floats = node.op_type not in WEIGHTED_OPS and following and all(map(is_float, following))
+        if of_activations or (for_floats and not is_float(node)):
+            found.add(node.name)
+    return sorted(found)
+
+
+def _join_activations(proto: Any) -> None:
+    """Let an activation that engines compute within a convolution read the convolution itself, in place.
+
+    The pair between them would make it an operator of its own, over floats: on EfficientViT-B it costs more than
+    the products.
+    """
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for dequantize in list(proto.graph.node):
+        source = _before_quantising(producers, dequantize.output[0])
+        if source is None or source not in producers or producers[source].op_type not in ("Conv", "Gemm"):
+            continue
+        following = readers.get(dequantize.output[0], [])
+        kinds = {node.op_type for node in following}
+        if not kinds <= set(FUSED_ACTIVATIONS) or not kinds & {"HardSwish", "Sigmoid"}:
+            continue
+        quantize = producers[dequantize.input[0]]
+        if len(readers[source]) != 1 or len(readers[dequantize.input[0]]) != 1:
+            continue
+        for node in following:
+            node.input[:] = [source if name == dequantize.output[0] else name for name in node.input]
+        proto.graph.node.remove(quantize)
+        proto.graph.node.remove(dequantize)
 
 
 def noise(int8_proto: Any, images_BCHW: NDArray[np.float32]) -> Mapping[str, float]:

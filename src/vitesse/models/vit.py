@@ -58,7 +58,10 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        q_BAND, k_BAND, v_BAND = self.qkv(x_BNC).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q_BAND, k_BAND, v_BAND = (
+            torch.unflatten(part_BNC, 2, (self.num_heads, -1)).transpose(1, 2)
+            for part_BNC in self.qkv(x_BNC).chunk(3, dim=2)
+        )
         out_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND)
         projected_BNC: Tensor = self.proj(out_BAND.transpose(1, 2).flatten(2))
         return projected_BNC
