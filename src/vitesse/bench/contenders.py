@@ -162,6 +162,8 @@ def _random_model(spec: ModelSpec) -> tuple[Any, int]:
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        elif isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
     with torch.inference_mode(), FlopCounterMode(display=False) as flops:
         model(torch.zeros(1, spec.in_chans, *spec.image_size))
     return fold(model) if isinstance(model, Backbone) else model, flops.get_total_flops() // 2

@@ -1,10 +1,10 @@
 """A float ONNX model as int8: calibrated on pictures, one file that both engines run.
 
-Activations are uint8 with a scale and a zero point a tensor, weights int8 with a scale a channel; both stand in
-the file as pairs of QuantizeLinear and DequantizeLinear, which the engines turn into their integer kernels.
-What is quantised was chosen by measuring (`benchmarks/METHOD.md`): convolutions, linear layers, and what lies
-between them. Products of activations with each other and all that only they read stay float: attention, softmax
-and the division of linear attention; so do normalisations that are computed from the picture.
+Activations are uint8 with a scale and a zero point a tensor, weights int8 with a scale a channel; both stand
+in the file as pairs of QuantizeLinear and DequantizeLinear, which the engines turn into their integer
+kernels. What is quantised was chosen by measuring (`benchmarks/METHOD.md`): convolutions, linear layers, and
+what lies between them. Products of activations with each other and all that only they read stay float:
+attention, softmax and the division of linear attention; so do normalisations computed from the picture.
 
 Shape suffixes: B pictures, C channels, H rows, W columns.
 """
@@ -92,8 +92,8 @@ def _float_region(proto: Any) -> list[str]:
 def _join_activations(proto: Any) -> None:
     """Let an activation that engines compute within a convolution read the convolution itself, in place.
 
-    The pair between them would make it an operator of its own, over floats: on EfficientViT-B it costs more than
-    the products.
+    The pair between them would make it an operator of its own, over floats: a third of the time of
+    EfficientViT-B in OpenVINO. ONNX Runtime then computes these convolutions in float.
     """
     producers = {name: node for node in proto.graph.node for name in node.output}
     readers: dict[str, list[Any]] = {}

@@ -156,9 +156,11 @@ class WindowAttention(nn.Module):
         if height % size or width % size:
             x_BCHW = F.pad(x_BCHW, (0, -width % size, 0, -height % size))
         rows, columns = x_BCHW.shape[2] // size, x_BCHW.shape[3] // size
-        windows = x_BCHW.reshape(*x_BCHW.shape[:2], rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        windows = self.attention(windows.flatten(0, 2)).unflatten(0, (-1, rows, columns))
-        x_BCHW = windows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)  # moved with the channels last, as engines keep them
+        windows = x_BHWC.reshape(-1, rows, size, columns, size, x_BHWC.shape[3]).transpose(2, 3)
+        windows = self.attention(windows.flatten(0, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x_BHWC = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)
         return x_BCHW[:, :, :height, :width]
 
 
