@@ -158,7 +158,8 @@ class Manifest:
         trained_on: the dataset, as a person would name it.
         licence: SPDX identifier or a short sentence.
         accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`.
-        parity: largest |difference| of logits against the torch model, by engine, with `images` compared.
+        parity: largest |difference| of logits against the torch model, by engine, with `images` compared; for
+            int8 that of the float32 graph it was made from.
         calibration: how an int8 file was calibrated.
         provenance: recipe, command, seed, commit, hardware, time of the training run.
         tools: versions of the programs that wrote the file.

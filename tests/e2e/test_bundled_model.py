@@ -27,9 +27,10 @@ def test_the_manifest_states_the_accuracy_of_this_very_file(data_dir: Path, engi
     assert stated is not None
     measured = evaluate(data_dir / "cifar100", engine=engine)
     assert (measured.images, measured.refused) == (stated["images"], 0) == (10_000, 0)
-    # Engines round differently: a picture in two thousand may change sides.
-    assert measured.top1 == pytest.approx(stated["top1"], abs=5e-4)
-    assert measured.top5 == pytest.approx(stated["top5"], abs=5e-4)
+    # The manifest has the worse engine's; with int8 engines round differently, a few pictures in a thousand.
+    assert stated["top1"] - 5e-4 <= measured.top1 <= stated["top1"] + 3e-3
+    assert measured.top5 == pytest.approx(stated["top5"], abs=2e-3)
+    assert stated["fp32_top1"] - measured.top1 <= 0.005
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -44,7 +45,8 @@ def test_ordinary_photos_get_a_sensible_class_among_the_first_five(engine: str) 
 def test_the_file_is_small_and_says_where_it_comes_from() -> None:
     artefact = read_artefact(bundled_artefact())
     manifest = artefact.manifest
-    assert len(artefact.data) <= 12_000_000
+    assert len(artefact.data) <= 4_000_000
+    assert manifest.precision == "int8"
     assert manifest.model.name in artefact.path.stem
     assert manifest.trained_on
     assert manifest.licence

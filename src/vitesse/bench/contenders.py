@@ -29,6 +29,7 @@ from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 TORCH_ENGINES = ("torch", "torch-compile")
 PRECISIONS = ("fp32", "int8")
 CALIBRATION_IMAGES = 8
+PROBE = ("-m", "vitesse.bench.probe")
 
 
 def contenders(
@@ -184,7 +185,7 @@ def _survives(artefact: Artefact, engine: str) -> None:
     Raises:
         EngineError: the process died.
     """
-    command = [sys.executable, "-m", "vitesse.bench.probe", str(artefact.path), engine]
+    command = [sys.executable, *PROBE, str(artefact.path), engine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise EngineError(f"{engine} crashes on this file (signal {-done.returncode})")

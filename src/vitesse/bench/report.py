@@ -57,7 +57,7 @@ def draw_front(timings: Sequence[Timing], path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plt = require("matplotlib.pyplot", "train")
+    plt = require("matplotlib.pyplot", "bench")
     best = [timing for timing in best_by_model(timings).values() if timing.contender.top1 is not None]
     sizes = sorted({timing.batch_size for timing in best})
     figure, axes = plt.subplots(
