@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vitesse.progress import track
 Runner = Callable[[NDArray[np.float32]], Any]
 """Runs a batch (B, C, H, W)."""
 
+MODELS_AT_ONCE = 8
 WARM_UP = 2
 MIN_SAMPLE_S = 0.02
 """A sample of a quick contender repeats it until so much time has passed."""
@@ -140,6 +142,41 @@ def time_interleaved(
         for index, contender in enumerate(contenders)
         for batch_size in batch_sizes
     ]
+
+
+def time_in_groups(
+    contenders: Sequence[Contender], batch_sizes: Sequence[int], *, rounds: int, threads: int
+) -> list[Timing]:
+    """As `time_interleaved`, for more contenders than memory holds at once.
+
+    Models run in groups of `MODELS_AT_ONCE`. The first model is the yardstick: it runs in every group, and
+    each group's samples are scaled by how much slower or faster than in the first group it was there.
+    """
+    by_model = [list(same) for _, same in groupby(contenders, key=lambda contender: contender.model)]
+    timings: list[Timing] = []
+    for start in range(0, max(1, len(by_model) - 1), MODELS_AT_ONCE - 1):
+        others = by_model[1 + start : start + MODELS_AT_ONCE]
+        group = [contender for same in (by_model[0], *others) for contender in same]
+        found = time_interleaved(group, batch_sizes, rounds=rounds, threads=threads)
+        yardstick, rest = (
+            found[: len(by_model[0]) * len(batch_sizes)],
+            found[len(by_model[0]) * len(batch_sizes) :],
+        )
+        if not timings:
+            timings += yardstick
+        drift = _drift(timings[: len(yardstick)], yardstick)
+        timings += [replace(t, samples_s=tuple(s * drift[t.batch_size] for s in t.samples_s)) for t in rest]
+    return timings
+
+
+def _drift(first: Sequence[Timing], now: Sequence[Timing]) -> Mapping[int, float]:
+    """By batch size, the yardstick's time in the first group over that now: the median of its ways to run."""
+    ratios: dict[int, list[float]] = {}
+    for then, again in zip(first, now, strict=True):
+        ratios.setdefault(then.batch_size, [1.0] if then.error or again.error else [])
+        if then.samples_s and again.samples_s:
+            ratios[then.batch_size].append(then.median_s / again.median_s)
+    return {batch_size: statistics.median(found) for batch_size, found in ratios.items()}
 
 
 def best_by_model(

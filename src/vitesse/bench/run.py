@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitesse.bench.contenders import PRECISIONS, chosen_engines, contenders
-from vitesse.bench.measure import Timing, time_interleaved
+from vitesse.bench.measure import Timing, time_in_groups
 from vitesse.bench.peers import chosen_peers
 from vitesse.errors import ConfigError
 from vitesse.runtime.engines import usable_cpus
@@ -22,7 +22,7 @@ def benchmark(
     threads: int = 1,
     rounds: int = 15,
 ) -> list[Timing]:
-    """Time models and peers on every engine and precision, interleaved in this process.
+    """Time models and peers on every engine and precision, interleaved in this process (`time_in_groups`).
 
     Args:
         models: our names, `timm:NAME`, `.onnx` artefacts.
@@ -46,7 +46,9 @@ def benchmark(
     if not names:
         raise ConfigError("expected a model to time: names, .onnx files or --peers")
     found = list(contenders(names, chosen_engines(engines), precisions, threads))
-    return time_interleaved(found, batch_sizes, rounds=rounds, threads=threads)
+    if not found:
+        raise ConfigError(f"--engine: {engines} runs none of these models in {', '.join(precisions)}")
+    return time_in_groups(found, batch_sizes, rounds=rounds, threads=threads)
 
 
 def _check(batch_sizes: Sequence[int], threads: int, rounds: int, precisions: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitesse.bench.contenders as making
-from vitesse.bench import Contender, Goal, Timing, benchmark, time_interleaved
+from vitesse.bench import Contender, Goal, Timing, benchmark, measure, time_interleaved
 from vitesse.bench.limits import gemm_rates
 from vitesse.bench.measure import best_by_model
 from vitesse.bench.peers import PEERS, chosen_peers
@@ -49,6 +49,29 @@ def test_contenders_take_turns_and_none_is_always_first(monkeypatch):
     rounds = [timed[i : i + 6] for i in range(0, 36, 6)]
     assert all(sorted(turn) == sorted(rounds[0]) for turn in rounds), "each round has every contender once"
     assert len({turn[0] for turn in rounds}) == 6, "another begins each round"
+
+
+def test_groups_are_compared_through_the_first_model(monkeypatch):
+    """The machine becomes three times slower after the first group."""
+    monkeypatch.setattr(measure, "MODELS_AT_ONCE", 3)
+    built = []
+
+    def stand_in(group, batch_sizes, *, rounds, threads):
+        built.append([c.model for c in group])
+        slower = 1.0 if len(built) == 1 else 3.0
+        return [
+            Timing(contender=c, batch_size=b, threads=1, samples_s=(slower * ord(c.model),) * rounds)
+            for c in group
+            for b in batch_sizes
+        ]
+
+    monkeypatch.setattr(measure, "time_interleaved", stand_in)
+    found = measure.time_in_groups([contender(name) for name in "abcdef"], (1, 4), rounds=2, threads=1)
+    assert built == [["a", "b", "c"], ["a", "d", "e"], ["a", "f"]]
+    assert [(t.contender.model, t.batch_size) for t in found] == [*itertools.product("abcdef", (1, 4))]
+    assert [t.median_s for t in found] == pytest.approx([ord(m) for m in "abcdef" for _ in range(2)])
+    alone = measure.time_in_groups([contender("z")], (1,), rounds=1, threads=1)
+    assert [t.contender.model for t in alone] == ["z"]
 
 
 def test_a_slow_contender_is_seen_to_be_slow():
@@ -177,6 +200,11 @@ def test_no_model_and_unknown_models_are_refused():
         benchmark([])
     with pytest.raises(UnknownModelError, match="did you mean"):
         benchmark(["efficientvit_m9"])
+
+
+def test_an_engine_that_runs_none_of_the_models_is_refused(make_artefact):
+    with pytest.raises(ConfigError, match="--engine: torch runs none of these models"):
+        benchmark([str(make_artefact())], engines="torch")
 
 
 def test_a_file_is_timed_on_every_engine(make_artefact):
