@@ -10,6 +10,16 @@ from vitesse.bench.measure import Timing, best_by_model
 from vitesse.bench.peers import PREFIX
 from vitesse.errors import require
 
+PLACES = (
+    (6, -3, "left"),
+    (6, 5, "left"),
+    (6, -11, "left"),
+    (-6, -3, "right"),
+    (-6, 6, "right"),
+    (6, 13, "left"),
+)
+"""Of a name beside its point: offset in typographic points, and which end of the name is there."""
+
 OURS, THEIRS, FRONT = "#0b7a75", "#8a8f98", "#c44536"
 
 
@@ -74,24 +84,50 @@ def draw_front(timings: Sequence[Timing], path: Path) -> None:
 
 def _draw_panel(axis: Any, timings: Sequence[Timing]) -> None:
     points = [(1000 * t.median_s, 100 * (t.contender.top1 or 0)) for t in timings]
-    front = pareto_front(points)
-    axis.set_xscale("log")
-    axis.plot(
-        *zip(*(points[i] for i in front), strict=True), color=FRONT, lw=1, zorder=1, label="Pareto front"
-    )
+    _scale_latency(axis, [latency for latency, _ in points])
+    line = zip(*(points[i] for i in pareto_front(points)), strict=True)
+    axis.plot(*line, color=FRONT, lw=1, zorder=1, label="Pareto front")
     for (latency, accuracy), timing in zip(points, timings, strict=True):
-        theirs = timing.contender.model.startswith(PREFIX)
+        colour, marker = _style(timing)
         filled = timing.contender.precision == "int8"
-        colour = THEIRS if theirs else OURS
-        axis.scatter(
-            latency, accuracy, s=42, marker="s" if theirs else "o", zorder=2,
-            facecolor=colour if filled else "white", edgecolor=colour,
-        )  # fmt: skip
-        name = Path(timing.contender.model.removeprefix(PREFIX)).stem
-        axis.annotate(
-            name, (latency, accuracy), xytext=(5, -3), textcoords="offset points", fontsize=7.5, color=colour
-        )
+        face = colour if filled else "white"
+        axis.scatter(latency, accuracy, s=42, marker=marker, zorder=2, facecolor=face, edgecolor=colour)
     for label, colour, marker in (("Vitesse", OURS, "o"), ("timm", THEIRS, "s")):
         axis.scatter([], [], color=colour, marker=marker, label=f"{label}: filled int8, open fp32")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(loc="lower right", fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=8, title="accuracy as published for fp32", title_fontsize=8)
+    _name_points(axis, points, timings)
+
+
+def _style(timing: Timing) -> tuple[str, str]:
+    """Colour and marker."""
+    return (THEIRS, "s") if timing.contender.model.startswith(PREFIX) else (OURS, "o")
+
+
+def _scale_latency(axis: Any, latencies: Sequence[float]) -> None:
+    """A logarithmic axis in plain numbers, with room for the names on the right."""
+    ticker = require("matplotlib.ticker", "bench")
+    axis.set_xscale("log")
+    axis.set_xlim(0.8 * min(latencies), 3.6 * max(latencies))
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _name_points(axis: Any, points: Sequence[tuple[float, float]], timings: Sequence[Timing]) -> None:
+    """Each name beside its point, at the first of a few places where it covers no other name."""
+    figure = axis.figure
+    figure.canvas.draw()
+    taken: list[Any] = []
+    for point, timing in zip(points, timings, strict=True):
+        name = Path(timing.contender.model.removeprefix(PREFIX)).stem
+        for x, y, side in PLACES:
+            text = axis.annotate(
+                name, point, xytext=(x, y), textcoords="offset points", fontsize=7.5, ha=side
+            )
+            text.set_color(_style(timing)[0])
+            box = text.get_window_extent(figure.canvas.get_renderer())
+            if not any(box.overlaps(other) for other in taken) or (x, y, side) == PLACES[-1]:
+                taken.append(box)
+                break
+            text.remove()
