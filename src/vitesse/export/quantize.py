@@ -58,7 +58,11 @@ def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collectio
                     per_channel=True,
                     activation_type=tools.QuantType.QUInt8,
                     weight_type=tools.QuantType.QInt8,
-                    extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+                    extra_options={
+                        "ActivationSymmetric": False,
+                        "WeightSymmetric": True,
+                        "OpTypesToExcludeOutputQuantization": ["MatMul"] if _is_transformer(proto) else [],
+                    },
                 )
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -66,6 +70,15 @@ def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collectio
         int8_proto = onnx.load(path)
     _join_activations(int8_proto)
     return int8_proto
+
+
+def _is_transformer(proto: Any) -> bool:
+    """Whether layer normalisations stand between the blocks.
+
+    Such a residual stream, and the patch embedding that begins it, has outliers beside which eight bits hold
+    nothing else: only the products are quantised.
+    """
+    return sum(node.op_type == "LayerNormalization" for node in proto.graph.node) > 2
 
 
 def _float_region(proto: Any) -> list[str]:
@@ -76,6 +89,8 @@ def _float_region(proto: Any) -> list[str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     found: set[str] = set()
+    if _is_transformer(proto):
+        found = {node.name for node in proto.graph.node if node.op_type not in ("MatMul", "Gemm")}
 
     def is_float(node: Any) -> bool:
         return node.name in found or node.op_type not in QUANTIZED_OPS
