@@ -78,7 +78,7 @@ def _is_transformer(proto: Any) -> bool:
     Such a residual stream, and the patch embedding that begins it, has outliers beside which eight bits hold
     nothing else: only the products are quantised.
     """
-    return sum(node.op_type == "LayerNormalization" for node in proto.graph.node) > 2
+    return bool(sum(node.op_type == "LayerNormalization" for node in proto.graph.node) > 2)
 
 
 def _float_region(proto: Any) -> list[str]:

@@ -104,11 +104,14 @@ def test_no_pair_stands_between_a_convolution_and_its_activation(models: tuple) 
 @pytest.mark.slow
 def test_noise_names_what_eight_bits_hold_badly(models: tuple) -> None:
     """An outlier among the calibration pictures stretches the range of the first convolution's input."""
-    _, proto, int8, _ = models
+    model, proto, int8, _ = models
     first = next(node.name for node in proto.graph.node if node.op_type == "Conv")
     stretched = pictures(4)
     stretched[0, 0, 0, 0] = 500.0
     plain, spoilt = (noise(graph, pictures(4)) for graph in (int8, quantize(proto, stretched)))
+    if model.spec.name.startswith("vit"):
+        assert first not in plain, "the patch embedding stays float"
+        return
     assert plain[first] > 30
     assert spoilt[first] < plain[first] - 20
 
