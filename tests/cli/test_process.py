@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -220,3 +221,24 @@ def test_export_writes_artefacts_only(vitesse, one_error, tmp_path):
 )
 def test_labels_are_drawn_in_the_letters_of_the_font(label, drawn):
     assert _ascii(Prediction(label=label, index=0, score=1.0).label) == drawn
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no SIGCHLD")
+def test_a_signal_after_an_engine_was_freed_elsewhere_does_not_end_the_process(tiny_artefact):
+    """OpenVINO gives signal handlers a stack of its own, and takes it away with its plugin."""
+    pytest.importorskip("openvino")
+    code = f"""
+import gc, signal, subprocess, threading
+from vitesse.runtime.artefact import read_artefact
+from vitesse.runtime.engines import create_engine
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+held = [create_engine(read_artefact({str(tiny_artefact.path)!r}), "openvino")]
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+subprocess.run(["true"])
+print("alive")
+"""
+    done = python(f"import faulthandler; faulthandler.enable()\n{code}")
+    assert (done.returncode, done.stdout.split()) == (0, ["alive"]), done.stderr

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from vitesse.data.sources import open_source
 from vitesse.errors import ConfigError, DataError, ImageError
 from vitesse.export.fold import fold
+from vitesse.export.half import to_half
 from vitesse.export.int8 import to_int8
-from vitesse.export.onnx import to_onnx, write_artefact
+from vitesse.export.onnx import as_proto, to_onnx, write_artefact
+from vitesse.export.targets import check_formats, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
 from vitesse.metrics import check_classes, score
@@ -43,6 +44,8 @@ def export(
     arch: str | None = None,
     precision: str = "fp32",
     calibrate: str | Path | None = None,
+    dynamic_size: bool = False,
+    formats: Sequence[str] = (),
     force: bool = False,
     trained_on: str = "",
     licence: str = "",
@@ -57,10 +60,14 @@ def export(
             and the manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
-        precision: `fp32`, or `int8`, which needs `calibrate`.
+        precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
         calibrate: labelled pictures of the model's classes, its training split where it has splits. Without
             `data` the accuracy of int8 is measured on pictures of it that were not calibrated on.
-        force: write an int8 file that loses accuracy or is no faster than fp32.
+        dynamic_size: let the file take pictures of other sizes than the model's own.
+        formats: of `targets.TARGETS`: files for other runtimes, written next to `out` for one picture at a
+            time (OpenVINO's: for any batch), each with a sidecar `.json` that holds the manifest.
+        force: write an int8 file that loses accuracy or is no faster than fp32, and an ExecuTorch program
+            that mostly runs outside its delegate.
         trained_on, licence: for the manifest; those of published weights are known.
 
     Raises:
@@ -70,9 +77,11 @@ def export(
     """
     out = Path(out)
     _check_request(out, precision, calibrate)
+    check_formats(formats, precision)
     module, found_manifest = load_torch(model, arch)
     manifest = replace(
         found_manifest,
+        precision="fp16" if precision == "fp16" else "fp32",
         trained_on=trained_on or found_manifest.trained_on,
         licence=licence or found_manifest.licence,
         tools=versions(),
@@ -80,27 +89,39 @@ def export(
     source = open_source(data, split) if data is not None else None
     if source is not None:
         check_classes(source, manifest.class_names)
-    proto = to_onnx(fold(module) if isinstance(module, Backbone) else module, manifest.model)
-    with tempfile.TemporaryDirectory() as folder:
-        artefact = _draft(proto, manifest, Path(folder) / out.name)
-        manifest = replace(manifest, parity=_parity(artefact, module, source))
+    preprocess = manifest.preprocess
+    images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
+    folded = fold(module) if isinstance(module, Backbone) else module
+    proto = to_onnx(folded, manifest.model, dynamic_size=dynamic_size)
+    if precision == "fp16":
+        proto = to_half(proto)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        artefact = _draft(proto, manifest, folder / out.name)
+        proof = {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
+        artefact = _draft(proto, replace(manifest, parity=proof), folder / out.name)
         dataset = {} if data is None else {"dataset": Path(data).name, "split": split}
         if calibrate is not None:
-            artefact = _draft(proto, manifest, Path(folder) / out.name)
-            int8 = to_int8(proto, artefact, calibrate, source, dataset=dataset, force=force)
-            write_atomically(out, int8.data)
-            return read_artefact(out)
-        if source is not None:
-            manifest = replace(manifest, accuracy={**dataset, **_accuracy(artefact, source)})
-    write_artefact(proto, manifest, out)
+            artefact = to_int8(proto, artefact, calibrate, source, dataset=dataset, force=force)
+            proto = as_proto(artefact)
+        elif source is not None:
+            accuracy = {**dataset, **_accuracy(artefact, source)}
+            artefact = _draft(proto, replace(artefact.manifest, accuracy=accuracy), folder / out.name)
+        context: dict[str, Any] = {"proto": proto, "artefact": artefact, "images_BCHW": images_BCHW}
+        sidecars = [write_target(kind, folder, model=folded, force=force, **context) for kind in formats]
+        for sidecar in sidecars:
+            install(sidecar, out.parent)
+        write_atomically(out, artefact.data)
     return read_artefact(out)
 
 
 def _check_request(out: Path, precision: str, calibrate: str | Path | None) -> None:
     if out.suffix != ".onnx":
-        raise ConfigError(f"--out: expected a file ending in .onnx, got {out}")
-    if precision not in ("fp32", "int8"):
-        raise ConfigError(f"--precision: expected fp32 or int8, got {precision!r}")
+        raise ConfigError(
+            f"--out: expected a file ending in .onnx, got {out}; files of other formats are written next to it"
+        )
+    if precision not in ("fp32", "fp16", "int8"):
+        raise ConfigError(f"--precision: expected fp32, fp16 or int8, got {precision!r}")
     if (precision == "int8") != (calibrate is not None):
         raise ConfigError(
             "--precision int8 and --calibrate DATA go together: one was given without the other"
@@ -110,12 +131,6 @@ def _check_request(out: Path, precision: str, calibrate: str | Path | None) -> N
 def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
     write_artefact(proto, manifest, path)
     return read_artefact(path)
-
-
-def _parity(artefact: Artefact, module: nn.Module, source: Source | None) -> Mapping[str, float]:
-    preprocess = artefact.manifest.preprocess
-    images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
-    return {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
 
 
 def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:

@@ -19,19 +19,31 @@ from vitesse.files import write_atomically
 from vitesse.runtime.artefact import METADATA_KEY
 
 if TYPE_CHECKING:
+    from vitesse.runtime.artefact import Artefact
     from vitesse.spec import Manifest, ModelSpec
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
+DYNAMIC_MIN_SIDE = 64
+"""Pixels: where the deepest map of every family still has more than one row."""
 
 
-def to_onnx(model: nn.Module, spec: ModelSpec) -> Any:
+def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) -> Any:
     """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32 to `logits` (batch, K), any batch.
 
+    Args:
+        model: takes and gives these.
+        spec: of the model; the file takes its image size.
+        dynamic_size: the file takes any size that the model does.
+
     Raises:
-        ExportError: torch cannot trace the model.
+        ExportError: torch cannot trace the model, or its weights belong to one size.
         MissingExtraError: the extra `export` is not installed.
     """
+    sides = {}
+    if dynamic_size:
+        _check_any_size(model, spec)
+        sides = {axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))}
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
     images_BCHW = torch.zeros(2, spec.in_chans, *spec.image_size)
@@ -41,7 +53,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec) -> Any:
                 model.eval(),
                 (images_BCHW,),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=OPSET,
@@ -53,6 +65,21 @@ def to_onnx(model: nn.Module, spec: ModelSpec) -> Any:
         raise ExportError(
             f"{spec.name}: torch cannot export it to ONNX: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_any_size(model: nn.Module, spec: ModelSpec) -> None:
+    sized = [name for name, module in model.named_modules() if hasattr(module, "resampled_on_load")]
+    if sized or spec.name.startswith("timm:"):
+        what = f"{sized[0] or 'its stem'} holds a table of positions" if sized else "its layers are not known"
+        raise ExportError(
+            f"{spec.name}: cannot take several sizes: {what}; export one file for each size instead, with a "
+            "checkpoint of that image_size"
+        )
+
+
+def as_proto(artefact: Artefact) -> Any:
+    """The graph of an artefact as an `onnx.ModelProto`."""
+    return require("onnx", "export").ModelProto.FromString(artefact.data)
 
 
 def write_artefact(proto: Any, manifest: Manifest, path: Path) -> None:

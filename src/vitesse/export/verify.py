@@ -19,18 +19,26 @@ from vitesse.runtime.engines import available_engines, create_engine
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
 
-TOLERANCE = 1e-4
-"""Largest |difference| of fp32 logits, for logits up to 1; larger logits may differ in proportion."""
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
+"""Largest |difference| of logits by precision, for logits up to 1; larger logits may differ in proportion.
+
+That of int8 is for two programs of one int8 file; how far int8 lies from float is for its accuracy to say.
+"""
+
+
+def tolerance(logits_BK: NDArray[np.float32], precision: str) -> float:
+    """Largest |difference| that these logits may have."""
+    return TOLERANCE[precision] * max(1.0, float(np.abs(logits_BK).max()))
 
 
 def parity(artefact: Artefact, model: nn.Module, images_BCHW: NDArray[np.float32]) -> Mapping[str, float]:
     """Largest |difference| of logits between a torch model and the artefact, by installed engine.
 
     Raises:
-        ExportError: an engine's logits differ by more than `TOLERANCE`, or its first choice differs.
+        ExportError: an engine's logits differ by more than `tolerance`.
     """
     (expected_BK,) = TorchEngine(model).run(images_BCHW)
-    limit = TOLERANCE * max(1.0, float(np.abs(expected_BK).max()))
+    limit = tolerance(expected_BK, artefact.manifest.precision)
     found = {}
     for name in available_engines():
         (logits_BK, *_) = create_engine(artefact, name).run(images_BCHW)

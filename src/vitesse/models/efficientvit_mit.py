@@ -106,12 +106,13 @@ def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Ten
     """Attention whose weights are relu(q)·relu(k), normalised over the keys: (B, A, D, N), dtype of `q_BADN`.
 
     Computed in float32 at least, whatever the inputs and autocast. Keys meet values first, so cost and
-    memory grow with N and not N²; on maps of at most D positions the other order costs less (3.1).
+    memory grow with N and not N²; on maps of at most D positions the other order costs less (3.1). A traced
+    program for any size has the first order alone.
     """
     with without_autocast(q_BADN):
         q, k, v = upcast(F.relu(q_BADN)), upcast(F.relu(k_BADN)), upcast(v_BADN)
         head_dim, num_positions = q.shape[2:]
-        if num_positions <= head_dim:
+        if not isinstance(num_positions, torch.SymInt) and num_positions <= head_dim:
             weights_BANN = k.mT @ q
             out_BADN = v @ (weights_BANN / (weights_BANN.sum(2, keepdim=True) + ATTENTION_EPS))
         else:

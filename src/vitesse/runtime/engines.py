@@ -6,6 +6,7 @@ Shape suffixes: B pictures, C channels, H height, W width.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -80,14 +81,13 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, artefact: Artefact, threads: int | None = None) -> None:
-        openvino = require("openvino", "openvino")
+        core = openvino_core()
         settings = {
             "INFERENCE_NUM_THREADS": threads or usable_cpus(),
             "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
             "PERFORMANCE_HINT": "LATENCY",  # one stream: one batch at a time uses all threads
         }
         with _refusing(self.name, "refused the model"):
-            core = openvino.Core()
             compiled = core.compile_model(core.read_model(artefact.data), "CPU", settings)
             self._request = compiled.create_infer_request()
             used = compiled.get_property("EXECUTION_DEVICES")
@@ -102,6 +102,20 @@ class OpenVinoEngine:
         with self._lock, _refusing(self.name, "failed"):
             outputs = list(self._request.infer({0: batch_BCHW}, share_inputs=True).values())
         return checked_outputs(outputs, len(batch_BCHW), self.name)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process.
+
+    Its CPU plugin gives signal handlers a stack of its own (for AMX) and unmaps that stack with the plugin. Were
+    the plugin freed by another thread than the one that loaded it, the next signal would end the process: Ctrl-C,
+    or a child that exits while torch's data loader watches for them. So it is never freed.
+
+    Raises:
+        MissingExtraError: the extra `openvino` is not installed.
+    """
+    return require("openvino", "openvino").Core()
 
 
 ENGINES: dict[str, Callable[[Artefact, int | None], Engine]] = {
