@@ -30,7 +30,7 @@ INSIDE_RUNTIME = (
     {"header", "protobuf"},
     {"decode", "artefact", "postprocess", "drawing"},
     {"bands"},
-    {"imaging", "autoselect"},
+    {"imaging", "autoselect", "compiled"},
     {"engines"},
     {"predictor"},
 )

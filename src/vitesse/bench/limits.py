@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitesse.errors import require
+from vitesse.runtime.engines import onnxruntime_session, openvino_core, openvino_settings
 
 SIDE, LAYERS, ROUNDS = 1024, 4, 7
 
@@ -49,17 +50,12 @@ def _chain() -> Any:
 
 
 def _rates(model: bytes, x: Any, threads: int) -> list[float]:
-    ort = require("onnxruntime", "core")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model, threads)
     runners = [lambda: session.run(None, {"images": x})]
     try:
-        openvino = require("openvino", "openvino")
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        core = openvino.Core()
-        request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+        core = openvino_core()
+        compiled = core.compile_model(core.read_model(model), "CPU", openvino_settings(threads))
+        request = compiled.create_infer_request()
         runners.append(lambda: request.infer({0: x}))
     except Exception:  # the other engine's rate is a limit as well
         pass

@@ -118,7 +118,7 @@ def export(
 def _check_request(out: Path, precision: str, calibrate: str | Path | None) -> None:
     if out.suffix != ".onnx":
         raise ConfigError(
-            f"--out: expected a file ending in .onnx, got {out}; files of other formats are written next to it"
+            f"--out: expected a file ending in .onnx, got {out}; other formats are written next to it"
         )
     if precision not in ("fp32", "fp16", "int8"):
         raise ConfigError(f"--precision: expected fp32, fp16 or int8, got {precision!r}")

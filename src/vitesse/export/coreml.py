@@ -44,7 +44,9 @@ def write(model: nn.Module, spec: ModelSpec, path: Path, *, precision: str = "fp
             )
             package.save(str(path))
         except Exception as error:
-            raise ExportError(f"{spec.name}: Core ML cannot express it: {' '.join(str(error).split())[:300]}") from error
+            raise ExportError(
+                f"{spec.name}: Core ML cannot express it: {' '.join(str(error).split())[:300]}"
+            ) from error
         return checked(path, spec)
 
 

@@ -41,7 +41,9 @@ def write(model: nn.Module, spec: ModelSpec, path: Path, *, force: bool = False)
             coverage, left = delegated(lowered.exported_program().graph_module)
             content = lowered.to_executorch().buffer
         except Exception as error:
-            raise ExportError(f"{spec.name}: ExecuTorch cannot lower it: {' '.join(str(error).split())[:300]}") from error
+            raise ExportError(
+                f"{spec.name}: ExecuTorch cannot lower it: {' '.join(str(error).split())[:300]}"
+            ) from error
     if coverage < MIN_COVERAGE and not force:
         raise ExportError(
             f"{spec.name}: XNNPACK takes {coverage:.0%} of the operators, expected at least "
@@ -58,7 +60,8 @@ def delegated(lowered: torch.fx.GraphModule) -> tuple[float, list[str]]:
     """
     inside, outside = 0, []
     for node in lowered.graph.nodes:
-        if node.op == "get_attr" and hasattr(part := getattr(lowered, node.target, None), "original_module"):
+        part = getattr(lowered, node.target) if node.op == "get_attr" else None
+        if part is not None and hasattr(part, "original_module"):
             inside += len(_operators(part.original_module.graph))
     for name in _operators(lowered.graph):
         if "executorch_call_delegate" not in name:

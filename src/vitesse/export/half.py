@@ -11,7 +11,14 @@ from typing import Any
 from vitesse.errors import ExportError, require
 from vitesse.export.onnx import quiet
 
-FLOAT_OPS = ("Softmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceSum", "Div")
+FLOAT_OPS = (
+    "Softmax",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "ReduceSum",
+    "Div",
+)
 _WEIGHTED_OPS = ("Conv", "Gemm")
 
 
@@ -52,7 +59,9 @@ def _linear_attention(proto: Any) -> list[str]:
     """Names of the nodes between the convolutions and a division of one activation by another."""
     producers = {name: node for node in proto.graph.node for name in node.output}
     pending = [
-        node for node in proto.graph.node if node.op_type == "Div" and all(name in producers for name in node.input)
+        node
+        for node in proto.graph.node
+        if node.op_type == "Div" and all(name in producers for name in node.input)
     ]
     found: set[str] = set()
     while pending:

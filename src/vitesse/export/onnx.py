@@ -43,7 +43,9 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
     sides = {}
     if dynamic_size:
         _check_any_size(model, spec)
-        sides = {axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))}
+        sides = {
+            axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
+        }
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
     images_BCHW = torch.zeros(2, spec.in_chans, *spec.image_size)

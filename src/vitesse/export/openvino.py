@@ -26,7 +26,9 @@ def write(proto: Any, path: Path, *, precision: str = "fp32") -> None:
         model = openvino_core().read_model(proto.SerializeToString())
         openvino.save_model(model, str(path), compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
-        raise ExportError(f"{path.name}: OpenVINO refuses the model: {' '.join(str(error).split())[:300]}") from error
+        raise ExportError(
+            f"{path.name}: OpenVINO refuses the model: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def run(path: Path, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -124,7 +124,7 @@ def _one_batch_axis(graph: Graph, node: Node) -> None:
 def _keep_axes(graph: Graph, node: Node) -> None:
     """The mean over a map, then a view without the map."""
     source, axes, *rest = node.args
-    if sorted(axis % 4 for axis in axes) != [2, 3] or (rest and rest[0]):  # type: ignore[union-attr]
+    if sorted(axis % 4 for axis in cast("list[int]", axes)) != [2, 3] or (rest and rest[0]):
         return
     mean = _call(graph, aten.mean.dim, source, axes, True)
     _replace(graph, node, _call(graph, aten.view.default, mean, _shape(node)))

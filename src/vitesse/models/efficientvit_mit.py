@@ -112,7 +112,7 @@ def relu_linear_attention(q_BADN: Tensor, k_BADN: Tensor, v_BADN: Tensor) -> Ten
     with without_autocast(q_BADN):
         q, k, v = upcast(F.relu(q_BADN)), upcast(F.relu(k_BADN)), upcast(v_BADN)
         head_dim, num_positions = q.shape[2:]
-        if not isinstance(num_positions, torch.SymInt) and num_positions <= head_dim:
+        if type(num_positions) is int and num_positions <= head_dim:
             weights_BANN = k.mT @ q
             out_BADN = v @ (weights_BANN / (weights_BANN.sum(2, keepdim=True) + ATTENTION_EPS))
         else:

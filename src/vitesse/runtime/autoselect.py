@@ -72,7 +72,7 @@ class Memory:
     """
 
     def __init__(self, engines: tuple[str, ...], sha256: str, threads: int) -> None:
-        versions = ",".join(f"{name}={_version(name)}" for name in engines)
+        versions = ",".join(f"{name}={version_of(name)}" for name in engines)
         self._engines = engines
         self._key = f"{sha256}|{cpu_model()}|threads={threads}|{versions}"
         self._path = cache_dir() / "engines.json"
@@ -101,8 +101,9 @@ def _read(path: Path) -> dict[str, str]:
     return {key: value for key, value in entries.items() if isinstance(value, str)}
 
 
-def _version(engine: str) -> str:
+def version_of(engine: str) -> str:
+    """Of an installed package; `unknown` for a build under another name, such as onnxruntime-gpu."""
     try:
         return version(engine)
-    except PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+    except PackageNotFoundError:
         return "unknown"

@@ -39,6 +39,9 @@ Arrays are as `preprocess_array` takes them: RGB (H, W, 3) uint8, or bands (H, W
 Loaded = NDArray[np.float32] | str
 """What came of a source: its tensor (C, H, W), or why there is none."""
 
+Outcome = tuple[Prediction, ...] | str
+"""What came of a tensor: its predictions, or why there are none."""
+
 AHEAD = 4
 """Batches under way at most: one that runs, the others decoded meanwhile, so that neither half waits."""
 
@@ -66,6 +69,7 @@ class Predictor:
         top_k: int = 5,
         limits: ImageLimits = DEFAULT_LIMITS,
         workers: int | None = None,
+        streams: int = 1,
     ) -> None:
         """
         Args:
@@ -76,17 +80,23 @@ class Predictor:
             top_k: predictions a picture.
             limits: the largest picture to decode.
             workers: threads that decode; as many as CPUs by default, at most 8.
+            streams: batches that run at once, sharing the engine's threads (`create_engine`).
         """
         workers = min(8, usable_cpus()) if workers is None else workers
-        for name, value in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("top_k", top_k),
+            ("workers", workers),
+            ("streams", streams),
+        ):
             if value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
         if not isinstance(model, Artefact):
             model = read_artefact(bundled_artefact() if model is None else model)
         self.artefact = model
-        self.engine = create_engine(model, engine, threads) if isinstance(engine, str) else engine
+        self.engine = create_engine(model, engine, threads, streams) if isinstance(engine, str) else engine
         self._batch_size = batch_size if model.input_shape[0] is None else 1
-        self._top_k, self._limits, self._workers = top_k, limits, workers
+        self._top_k, self._limits, self._workers, self._streams = top_k, limits, workers, streams
 
     def predict(self, sources: Iterable[Source]) -> list[Classification]:
         """One record for each source, in their order; see `stream`."""
@@ -110,19 +120,26 @@ class Predictor:
         return self._stream(iter(sources))
 
     def _stream(self, sources: Iterator[Source]) -> Iterator[Classification]:
-        pool = ThreadPoolExecutor(self._workers, "vitesse-decode")
-        feed = _Feed(sources, lambda source: pool.submit(self._load, source))
+        decoders = ThreadPoolExecutor(self._workers, "vitesse-decode")
+        runners = ThreadPoolExecutor(self._streams, "vitesse-run")
+        feed = _Feed(sources, lambda source: decoders.submit(self._load, source))
+        running: deque[tuple[list[str], list[Loaded], Future[list[Outcome]]]] = deque()
         try:
             while True:
-                feed.fill(AHEAD * self._batch_size)
+                feed.fill((AHEAD + self._streams - 1) * self._batch_size)
                 names, loaded = feed.take(self._batch_size)
-                if not names:
+                if names:
+                    tensors = [x_CHW for x_CHW in loaded if not isinstance(x_CHW, str)]
+                    running.append((names, loaded, runners.submit(self._infer, tensors)))
+                if not running:
                     break
-                yield from self._classify(names, loaded)
+                if len(running) == self._streams or not names:
+                    yield from self._records(*running.popleft())
             if feed.failure is not None:
                 raise feed.failure
         finally:
-            pool.shutdown(cancel_futures=True)
+            for pool in (decoders, runners):
+                pool.shutdown(cancel_futures=True)
 
     def _load(self, source: Source) -> Loaded:
         spec = self.artefact.manifest.preprocess
@@ -141,9 +158,10 @@ class Predictor:
         except Exception as error:
             return _one_line(error)
 
-    def _classify(self, names: list[str], loaded: list[Loaded]) -> Iterator[Classification]:
-        tensors = [x_CHW for x_CHW in loaded if not isinstance(x_CHW, str)]
-        outcomes = iter(self._infer(tensors))
+    def _records(
+        self, names: list[str], loaded: list[Loaded], inferred: Future[list[Outcome]]
+    ) -> Iterator[Classification]:
+        outcomes = iter(inferred.result())
         for name, item in zip(names, loaded, strict=True):
             outcome = item if isinstance(item, str) else next(outcomes)
             model = self.artefact.manifest.model.name
@@ -152,7 +170,7 @@ class Predictor:
             else:
                 yield Classification(source=name, model=model, predictions=outcome)
 
-    def _infer(self, tensors: list[NDArray[np.float32]]) -> list[tuple[Prediction, ...] | str]:
+    def _infer(self, tensors: list[NDArray[np.float32]]) -> list[Outcome]:
         """Predictions or an error for each tensor. A batch that fails is run again one by one, so that one
         picture cannot spoil the others."""
         if not tensors:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -145,6 +146,7 @@ def test_decoding_goes_on_while_the_engine_runs(predictor, files, monkeypatch):
     inner = predictor._load
 
     def count(source):
+        time.sleep(0.005)
         decoded.append(source)
         return inner(source)
 
