@@ -11,11 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitesse.bench import benchmark as benchmark
     from vitesse.evaluate import evaluate as evaluate
     from vitesse.export import export as export
     from vitesse.models import create_model as create_model
     from vitesse.models import list_models as list_models
     from vitesse.predictors import load as load
+    from vitesse.predictors import predict as predict
     from vitesse.runtime.predictor import Predictor as Predictor
     from vitesse.train import train as train
 
@@ -23,23 +25,33 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": "vitesse.predictors",
+    "predict": "vitesse.predictors",
+    "benchmark": "vitesse.bench",
     "Predictor": "vitesse.runtime.predictor",
     "create_model": "vitesse.models",
     "list_models": "vitesse.models",
 }
 _VERBS = ("train", "evaluate", "export")
 """Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
-_EXTRAS = {"create_model": "torch", "list_models": "torch", "train": "train", "export": "export"}
+_EXTRAS = {
+    "create_model": "torch",
+    "list_models": "torch",
+    "train": "train",
+    "export": "export",
+    "benchmark": "bench",
+}
 """What brings the packages that a name needs."""
 
 __all__ = [
     "Predictor",
     "__version__",
+    "benchmark",
     "create_model",
     "evaluate",
     "export",
     "list_models",
     "load",
+    "predict",
     "train",
 ]
 

@@ -42,12 +42,13 @@ def evaluate(
     batch_size: int = 64,
     limit: int | None = None,
     threads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Evaluation:
     """Accuracy of an artefact, a checkpoint or a published model on labelled pictures.
 
     Args:
         data: anything `open_source` reads.
-        model, engine, arch, threads: see `vitesse.load`.
+        model, engine, arch, threads, image_size: see `vitesse.load`.
         split: of `data`.
         batch_size: pictures a run of the model.
         limit: at most so many pictures, drawn by seed 0.
@@ -57,7 +58,9 @@ def evaluate(
         VitesseError: the model cannot be loaded, see `vitesse.load`.
     """
     source = take(open_source(data, split), limit)
-    predictor = load(model, engine=engine, arch=arch, threads=threads, batch_size=batch_size)
+    predictor = load(
+        model, engine=engine, arch=arch, threads=threads, image_size=image_size, batch_size=batch_size
+    )
     manifest = predictor.artefact.manifest
     check_classes(source, manifest.class_names)
     fixed = predictor.artefact.input_shape[0]

@@ -5,7 +5,7 @@ Torch is imported for checkpoints, and once for a published model to make its ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from vitesse.catalogue import resolve
 from vitesse.errors import ArtefactError, ConfigError, UnknownModelError, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
+from vitesse.results import Classification
 from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read_artefact
-from vitesse.runtime.predictor import Predictor
+from vitesse.runtime.predictor import Predictor, Source
+from vitesse.spec import as_size
 
 CHECKPOINT_SUFFIX, ARTEFACT_SUFFIX = ".safetensors", ".onnx"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -28,6 +30,7 @@ def load(
     engine: str = "auto",
     arch: str | None = None,
     threads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> Predictor:
     """A `Predictor` for an artefact, a checkpoint or a name: `vitesse.load("model.onnx").predict(["a.jpg"])`.
@@ -38,7 +41,8 @@ def load(
         engine: `auto`, `onnxruntime`, `openvino`, or `torch`, which runs checkpoints and names.
         arch: the architecture of a checkpoint whose header does not name it.
         threads: of the engine; for torch of the whole process. Default all usable CPUs.
-        options: `batch_size`, `top_k`, `limits` and `workers` of `Predictor`.
+        image_size: (height, width) in pixels, or one number for both, of an artefact that takes any size.
+        options: `batch_size`, `top_k`, `limits`, `workers` and `streams` of `Predictor`.
 
     Raises:
         UnknownModelError: no model has this name; the message lists the nearest.
@@ -47,9 +51,22 @@ def load(
         WeightsError, EngineError, ExportError, MissingExtraError: see their messages.
     """
     if not isinstance(model, Artefact) and _wants_torch(model, engine, arch):
+        if image_size is not None:
+            raise ConfigError(
+                f"image_size: expected an artefact, got {model}; `vitesse convert` changes its size"
+            )
         return _torch_predictor(str(model), arch, threads, options)
     artefact = model if isinstance(model, Artefact) else find_artefact(model)
+    if image_size is not None:
+        artefact = artefact.at_size(as_size(image_size))
     return Predictor(artefact, engine=engine, threads=threads, **options)
+
+
+def predict(
+    sources: Iterable[Source], model: str | Path | Artefact | None = None, **options: Any
+) -> list[Classification]:
+    """One record for each source, in their order; the model and options are those of `load`."""
+    return load(model, **options).predict(sources)
 
 
 def find_artefact(model: str | Path | None) -> Artefact:

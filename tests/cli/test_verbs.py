@@ -18,12 +18,12 @@ from vitesse.runtime.artefact import Artefact
 Capture = pytest.CaptureFixture[str]
 
 FLAGS = {
-    "predict": "--arch --batch-size --engine --json --max-bytes --max-pixels --model --save --threads "
-    "--top-k",
+    "predict": "--arch --batch-size --engine --image-size --json --max-bytes --max-pixels --model --save "
+    "--streams --threads --top-k",
     "train": "--json --model --out --recipe",
-    "evaluate": "--arch --batch-size --engine --json --limit --model --split --threads",
-    "export": "--arch --calibrate --data --force --format --json --licence --out --precision --split "
-    "--trained-on",
+    "evaluate": "--arch --batch-size --engine --image-size --json --limit --model --split --threads",
+    "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
+    "--split --trained-on",
     "bench": "--batch-size --engine --goal --json --out --peers --precision --rounds --threads",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
     "convert": "--image-size --json --model --num-classes --out --to",

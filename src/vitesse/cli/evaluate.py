@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitesse.cli.options import AnyEngine, Arch, EngineOption, Json, Model, Threads
+from vitesse.cli.options import AnyEngine, Arch, EngineOption, ImageSize, Json, Model, Threads, as_pixels
 
 
 def run(
@@ -25,6 +25,7 @@ def run(
         int | None, typer.Option("--limit", min=1, metavar="N", help="Score so many, drawn by seed 0.")
     ] = None,
     threads: Threads = None,
+    image_size: ImageSize = None,
     as_json: Json = False,
 ) -> int:
     """Measure top-1 and top-5 accuracy on labelled pictures.
@@ -48,5 +49,6 @@ def run(
         batch_size=batch_size,
         limit=limit,
         threads=threads,
+        image_size=as_pixels(image_size),
     )
     return show_evaluation(result, as_json=as_json)

@@ -22,6 +22,26 @@ Arch = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the engine; default all CPUs.", metavar="N")
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Pixels, or HxW, for an artefact that takes any size.", metavar="PX"),
+]
 RuntimeEngine = Literal["auto", "onnxruntime", "openvino"]
 AnyEngine = Literal["auto", "onnxruntime", "openvino", "torch"]
 EngineOption = typer.Option("--engine", help="What runs the model; auto measures once and keeps the fastest.")
+
+
+def as_pixels(text: str | None) -> int | tuple[int, int] | None:
+    """`384` or `384x512` as a number or (height, width).
+
+    Raises:
+        ConfigError: something else.
+    """
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        from vitesse.errors import ConfigError
+
+        raise ConfigError(f"--image-size: expected pixels such as 384, or 384x512, got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitesse.cli.options import Arch, EngineOption, Json, Model, RuntimeEngine, Threads
+from vitesse.cli.options import Arch, EngineOption, ImageSize, Json, Model, RuntimeEngine, Threads, as_pixels
 
 
 def run(
@@ -26,6 +26,11 @@ def run(
         int, typer.Option("--batch-size", min=1, metavar="N", help="Pictures a run of the model.")
     ] = 8,
     threads: Threads = None,
+    streams: Annotated[
+        int,
+        typer.Option("--streams", min=1, metavar="N", help="Batches at once, sharing the threads."),
+    ] = 1,
+    image_size: ImageSize = None,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="DIR", help="Write the pictures with their labels drawn on."),
@@ -46,6 +51,7 @@ def run(
     Examples:
       vitesse predict photo.jpg
       vitesse predict holiday/ --json > labels.jsonl
+      vitesse predict archive/ --batch-size 16 --streams 8 --json > labels.jsonl
       vitesse predict sample:rocket sample:coffee --save out
       find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
     """
@@ -57,6 +63,14 @@ def run(
     limits = ImageLimits(max_pixels=max_pixels, max_bytes=max_bytes)
     pictures = expand(sources, limits)
     predictor = load(
-        model, arch=arch, engine=engine, threads=threads, top_k=top_k, batch_size=batch_size, limits=limits
+        model,
+        arch=arch,
+        engine=engine,
+        threads=threads,
+        image_size=as_pixels(image_size),
+        streams=streams,
+        top_k=top_k,
+        batch_size=batch_size,
+        limits=limits,
     )
     return show_records(pictures, predictor.stream(pictures), as_json=as_json, save=save, limits=limits)

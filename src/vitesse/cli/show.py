@@ -126,12 +126,15 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
     return SOME_REFUSED if result.refused else DONE
 
 
-def show_export(artefact: Artefact, *, as_json: bool) -> int:
-    """The artefact's path, parity and accuracy."""
+def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) -> int:
+    """The artefact's path, parity and accuracy; what lies next to it."""
     parity, accuracy = dict(artefact.manifest.parity or {}), artefact.manifest.accuracy
+    targets = [{**json.loads(path.read_bytes()), "out": str(path.with_suffix(""))} for path in sidecars]
     if as_json:
         record = {"out": str(artefact.path), "bytes": len(artefact.data), "sha256": artefact.sha256}
-        print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy)})
+        for target in targets:
+            del target["manifest"]
+        print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy), "targets": targets})
         return DONE
     images = parity.pop("images", None)
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
@@ -141,7 +144,26 @@ def show_export(artefact: Artefact, *, as_json: bool) -> int:
         print(
             f"  top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on {accuracy['images']} pictures"
         )
+    for target in targets:
+        print(f"{target['out']}: {_proof(target)}")
     return DONE
+
+
+def _proof(target: dict[str, Any]) -> str:
+    """What is known of a file of another format."""
+    facts = []
+    if "delegated" in target:
+        facts.append(f"{target['delegated']:.0%} of the operators in XNNPACK")
+    if "operators" in target:
+        facts.append(
+            f"{sum(target['operators'].values())} operators, checked but not run: it needs Apple's systems"
+        )
+    for runtime, difference in target.get("parity", {}).items():
+        if runtime != "images":
+            facts.append(
+                f"largest difference of logits from the artefact, run by {runtime}: {difference:.1e}"
+            )
+    return "; ".join(facts)
 
 
 def show_conversion(report: Any, out: Path, *, as_json: bool) -> int:

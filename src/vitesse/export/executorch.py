@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def write(model: nn.Module, spec: ModelSpec, path: Path, *, force: bool = False)
     """
     require("executorch", "executorch")
     program = captured(model, spec)
-    with quiet():
+    with quiet(), _native_messages_dropped():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -76,10 +77,22 @@ def _operators(graph: torch.fx.Graph) -> list[str]:
 
 def run(path: Path, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits (B, K) of a written program, one picture at a time, on this machine."""
-    from executorch.runtime import Runtime
+    with quiet(), _native_messages_dropped():
+        from executorch.runtime import Runtime
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         method = Runtime.get().load_program(path).load_method("forward")
     rows = [method.execute([torch.from_numpy(image_CHW[None])])[0].clone() for image_CHW in images_BCHW]
     return torch.cat(rows).numpy()
+
+
+@contextlib.contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    """ExecuTorch's native code reports its search for ARM processors on stderr, on every machine."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -20,6 +20,7 @@ from torch import nn
 
 from vitesse.errors import ConfigError, ExportError, require
 from vitesse.export import coreml, executorch, openvino
+from vitesse.export.onnx import quiet
 from vitesse.export.verify import tolerance
 from vitesse.files import write_atomically
 from vitesse.runtime.engines import create_engine
@@ -87,7 +88,8 @@ def check_formats(formats: Sequence[str], precision: str) -> None:
             raise ConfigError(
                 f"--format {name}: expected --precision {' or '.join(target.precisions)}, got {precision}"
             )
-        require(target.package, target.extra)
+        with quiet():
+            require(target.package, target.extra)
 
 
 def write_target(
@@ -127,9 +129,14 @@ def write_target(
         facts = {**facts, "parity": _parity(path, target, artefact, images_BCHW)}
     files = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files_of(path)}
     record = {"format": name, "files": files, **facts, "manifest": manifest.to_dict()}
-    sidecar = path.with_name(path.name + ".json")
+    sidecar = sidecar_of(artefact.path, name)
     sidecar.write_text(json.dumps(record, indent=1) + "\n")
     return sidecar
+
+
+def sidecar_of(artefact: Path, name: str) -> Path:
+    """Where the sidecar of a target lies: beside the artefact, under the target's file name and `.json`."""
+    return artefact.with_suffix(TARGETS[name].suffix + ".json")
 
 
 def install(sidecar: Path, folder: Path) -> Path:

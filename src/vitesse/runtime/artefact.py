@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,24 @@ class Artefact:
     opset: int
     input_shape: tuple[int | None, ...]
     data: bytes = field(repr=False)
+
+    def at_size(self, image_size: tuple[int, int]) -> Artefact:
+        """The same model for pictures of another (height, width), where its graph takes any.
+
+        Raises:
+            ConfigError: the graph takes one size alone.
+        """
+        if any(
+            side not in (None, wanted) for side, wanted in zip(self.input_shape[2:], image_size, strict=True)
+        ):
+            height, width = self.manifest.model.image_size
+            raise ConfigError(
+                f"{self.path}: takes {height}x{width} pixels alone, got {image_size[0]}x{image_size[1]}; "
+                "export it with --dynamic-size, or for that size"
+            )
+        model = replace(self.manifest.model, image_size=image_size)
+        preprocess = replace(self.manifest.preprocess, image_size=image_size)
+        return replace(self, manifest=replace(self.manifest, model=model, preprocess=preprocess))
 
 
 def read_artefact(path: str | Path) -> Artefact:
