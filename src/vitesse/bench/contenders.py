@@ -65,6 +65,7 @@ def _of_file(path: Path, engines: Sequence[str], threads: int) -> Iterator[Conte
             top1=manifest.accuracy["top1"] if manifest.accuracy else None,
             in_chans=manifest.model.in_chans,
             start=_engine_starter(artefact, engine, threads),
+            artefact=artefact,
         )
 
 
@@ -93,7 +94,7 @@ def _of_name(
                 if engine in TORCH_ENGINES
                 else _engine_starter(artefact, engine, threads)
             )
-            yield Contender(engine=engine, macs=macs, start=start, **common)
+            yield Contender(engine=engine, macs=macs, start=start, artefact=artefact, **common)
 
 
 def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:

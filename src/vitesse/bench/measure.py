@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.progress import track
+from vitesse.runtime.artefact import Artefact
 
-Runner = Callable[[NDArray[np.float32]], Any]
-"""Runs a batch (B, C, H, W)."""
+Runner = Callable[[Any], Any]
+"""Runs a batch (B, C, H, W), or whatever its contender's `feed` gives."""
 
 MODELS_AT_ONCE = 8
 WARM_UP = 2
@@ -39,7 +40,11 @@ class Contender:
         macs: of one picture; None where unknown.
         top1: published accuracy, a fraction, or that in the file's manifest; None where nobody said.
         in_chans: channels of a picture.
-        start: gives the function that runs a batch (B, C, H, W) float32.
+        stage: what of it is timed, of `vitesse.bench.stages.STAGES`.
+        start: gives the function that is timed; it takes a batch (B, C, H, W) float32, or what `feed` gives.
+        feed: from the batch size to what a run takes; None for a batch of noise.
+        pictures: that a run handles; None for the batch size.
+        artefact: what an engine runs; None where there is none.
         error: why it cannot run, empty where it can.
     """
 
@@ -50,7 +55,11 @@ class Contender:
     macs: int | None = None
     top1: float | None = None
     in_chans: int = 3
+    stage: str = "model"
     start: Callable[[], Runner] | None = field(default=None, repr=False)
+    feed: Callable[[int], Any] | None = field(default=None, repr=False)
+    pictures: int | None = None
+    artefact: Artefact | None = field(default=None, repr=False)
     error: str = ""
 
 
@@ -75,6 +84,7 @@ class Timing:
             "model": who.model,
             "engine": who.engine,
             "precision": who.precision,
+            "stage": who.stage,
             "batch_size": self.batch_size,
             "threads": self.threads,
             "img_per_s": None,
@@ -109,7 +119,7 @@ def time_interleaved(
     """
     running: dict[int, Runner] = {}
     errors: dict[tuple[int, int], str] = {}
-    batches = _Batches()
+    feeds = _Feeds()
     for index, contender in enumerate(contenders):
         try:
             running[index] = _started(contender)
@@ -120,17 +130,17 @@ def time_interleaved(
     for batch_size in batch_sizes:
         for index, run in running.items():
             try:
-                batch_BCHW = batches.of(contenders[index], batch_size)
-                repeats[index, batch_size] = _warm_up(run, batch_BCHW)
+                repeats[index, batch_size] = _warm_up(run, feeds.of(contenders[index], batch_size))
             except Exception as error:
                 errors[index, batch_size] = _one_line(error)
     order = list(repeats)
     for _ in track(range(rounds), "bench", rounds):
         order.append(order.pop(0)) if order else None
         for index, batch_size in order:
-            batch_BCHW = batches.of(contenders[index], batch_size)
-            took = _sample(running[index], batch_BCHW, repeats[index, batch_size])
-            samples.setdefault((index, batch_size), []).append(took / batch_size)
+            fed = feeds.of(contenders[index], batch_size)
+            took = _sample(running[index], fed, repeats[index, batch_size])
+            pictures = contenders[index].pictures or batch_size
+            samples.setdefault((index, batch_size), []).append(took / pictures)
     return [
         Timing(
             contender=contender,
@@ -193,13 +203,15 @@ def best_by_model(
     return best
 
 
-class _Batches:
-    """Noise of every shape that is asked for, made once."""
+class _Feeds:
+    """What runs take; noise of every shape is made once."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
-    def of(self, contender: Contender, batch_size: int) -> NDArray[np.float32]:
+    def of(self, contender: Contender, batch_size: int) -> Any:
+        if contender.feed is not None:
+            return contender.feed(batch_size)
         shape = (batch_size, contender.in_chans, *contender.image_size)
         if shape not in self._made:
             self._made[shape] = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -212,20 +224,18 @@ def _started(contender: Contender) -> Runner:
     return contender.start()
 
 
-def _warm_up(run: Runner, batch_BCHW: NDArray[np.float32]) -> int:
+def _warm_up(run: Runner, fed: Any) -> int:
     """Run a few times; gives how many repetitions make a sample long enough to time."""
     for _ in range(WARM_UP):
-        took = _sample(run, batch_BCHW, 1)
+        took = _sample(run, fed, 1)
     return max(1, round(MIN_SAMPLE_S / max(took, 1e-6)))
 
 
-def _sample(
-    run: Callable[[NDArray[np.float32]], Any], batch_BCHW: NDArray[np.float32], repeats: int
-) -> float:
+def _sample(run: Runner, fed: Any, repeats: int) -> float:
     """Seconds of one run, the mean of `repeats`."""
     started = time.perf_counter()
     for _ in range(repeats):
-        run(batch_BCHW)
+        run(fed)
     return (time.perf_counter() - started) / repeats
 
 

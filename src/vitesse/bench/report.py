@@ -45,7 +45,13 @@ def markdown(timings: Sequence[Timing], limits: Mapping[str, float] | None = Non
 def _share_of_limit(timing: Timing, limits: Mapping[str, float] | None) -> str:
     """Multiply-accumulates a second over those of one large matrix product in the same precision."""
     who = timing.contender
-    if not limits or not who.macs or not timing.samples_s or who.precision not in limits:
+    if (
+        who.stage != "model"
+        or not limits
+        or not who.macs
+        or not timing.samples_s
+        or who.precision not in limits
+    ):
         return ""
     return f"{who.macs / timing.median_s / limits[who.precision]:.0%}"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vitesse.bench.contenders import PRECISIONS, chosen_engines, contenders
 from vitesse.bench.measure import Timing, time_in_groups
 from vitesse.bench.peers import chosen_peers
+from vitesse.bench.stages import of_stage
 from vitesse.errors import ConfigError
 from vitesse.runtime.engines import usable_cpus
 
@@ -21,6 +23,8 @@ def benchmark(
     batch_sizes: Sequence[int] = (1, 16),
     threads: int = 1,
     rounds: int = 15,
+    stage: str = "model",
+    data: str | Path | None = None,
 ) -> list[Timing]:
     """Time models and peers on every engine and precision, interleaved in this process (`time_in_groups`).
 
@@ -32,6 +36,8 @@ def benchmark(
         batch_sizes: pictures in a batch.
         threads: of every engine.
         rounds: samples of each contender.
+        stage: `model`; `data`, from photos to tensors; or `end-to-end`, from photos to labels.
+        data: a folder of photos, for the other stages.
 
     Returns:
         One for each contender and batch size, those that failed with an error.
@@ -45,7 +51,8 @@ def benchmark(
     names = [*models, *(chosen_peers(peers) if peers else ())]
     if not names:
         raise ConfigError("expected a model to time: names, .onnx files or --peers")
-    found = list(contenders(names, chosen_engines(engines), precisions, threads))
+    made = contenders(names, chosen_engines(engines), precisions, threads)
+    found = of_stage(stage, made, data, threads)
     if not found:
         raise ConfigError(f"--engine: {engines} runs none of these models in {', '.join(precisions)}")
     return time_in_groups(found, batch_sizes, rounds=rounds, threads=threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,13 @@ def run(
     ] = "1,16",
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="Of every engine.")] = 1,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Samples of each contender.")] = 15,
+    stage: Annotated[
+        Literal["model", "data", "end-to-end"],
+        typer.Option("--stage", help="The model alone, photos to tensors, or photos to labels."),
+    ] = "model",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Photos for the other stages.")
+    ] = None,
     goal: Annotated[
         str, typer.Option("--goal", metavar="TEXT", help="Which to take, as 'top1>=75, batch=1, ms<=10'.")
     ] = "",
@@ -46,6 +53,7 @@ def run(
       vitesse bench efficientvit_m5 shvit_s1
       vitesse bench mine.onnx efficientvit_m2 --engine onnxruntime --threads 2
       vitesse bench efficientvit_m2 efficientvit_m5 shvit_s4 --peers all --out out
+      vitesse bench mine.onnx --stage end-to-end --data photos/ --threads 2
       vitesse bench shvit_s1 shvit_s2 efficientvit_m5 --goal 'top1>=75, batch=1'
     """
     from vitesse.bench import Goal, benchmark
@@ -65,5 +73,7 @@ def run(
         batch_sizes=sizes,
         threads=threads,
         rounds=rounds,
+        stage=stage,
+        data=data,
     )
     return show_bench(timings, goal=wanted, out=out, threads=threads, as_json=as_json)
