@@ -83,7 +83,8 @@ def draw_front(timings: Sequence[Timing], path: Path) -> None:
         _draw_panel(axis, [timing for timing in best if timing.batch_size == batch_size])
         axis.set_title(f"batch {batch_size}, {best[0].threads} thread{'s' if best[0].threads > 1 else ''}")
         axis.set_ylabel("ImageNet-1k top-1, published (%)")
-        axis.set_xlabel("ms a picture, fastest engine and precision (log scale)")
+        what = "the model alone" if best[0].contender.stage == "model" else "photos to labels"
+        axis.set_xlabel(f"ms a picture, {what}, fastest engine and precision (log scale)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -71,6 +71,7 @@ def _decoding(contenders: Iterable[Contender], photos: Sequence[Path], threads: 
                 engine=name,
                 precision="fp32",
                 stage="data",
+                top1=None,
                 start=_mapper(load, photos, threads),
                 feed=lambda batch_size: batch_size,
                 pictures=len(photos),

@@ -115,7 +115,7 @@ class CascadedGroupAttention(nn.Module):
     def gathered_bias(self, resolution: tuple[int, int]) -> Tensor:
         """The bias of every pair of positions of a map of this resolution: (A, N, N)."""
         if self.gathered_ANN is not None and resolution == tuple(self.attention_bias_ARS.shape[1:]):
-            return self.gathered_ANN
+            return upcast(self.gathered_ANN)
         table_ARS = resample_bias(self.attention_bias_ARS, resolution)
         same = table_ARS is self.attention_bias_ARS
         return upcast(table_ARS).flatten(1)[:, self.offset_index_NN if same else offset_index(resolution)]

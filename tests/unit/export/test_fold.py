@@ -50,6 +50,16 @@ def test_a_folded_model_computes_the_same(name: str, distilled: bool, randomise:
     assert difference(twice, folded, x_BCHW) == 0
 
 
+@pytest.mark.parametrize("name", ["efficientvit_m0", "shvit_s1", "efficientvit_b0", "vit_tiny_patch16"])
+def test_a_folded_model_runs_in_half_precision(name: str, randomise: Randomise) -> None:
+    folded = fold(randomise(build(ModelSpec(name=name, image_size=(96, 96)))).eval())
+    x_BCHW = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected_BK, logits_BK = folded(x_BCHW), folded.bfloat16()(x_BCHW.bfloat16())
+    assert logits_BK.dtype == torch.bfloat16
+    assert torch.cosine_similarity(expected_BK, logits_BK.float()).min() > 0.9
+
+
 @pytest.mark.parametrize("name", FOLDED_PARAMS)
 def test_folded_parameters_are_those_of_the_reference(name: str) -> None:
     folded = fold(build(ModelSpec(name=name)))
