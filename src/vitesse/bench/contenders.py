@@ -23,7 +23,7 @@ from vitesse.errors import ArtefactError, ConfigError, EngineError, VitesseError
 from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, cache_dir, read_artefact
-from vitesse.runtime.engines import available_engines, create_engine
+from vitesse.runtime.engines import Engine, available_engines, create_engine
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 
 TORCH_ENGINES = ("torch", "torch-compile")
@@ -172,12 +172,18 @@ def _random_model(spec: ModelSpec) -> tuple[Any, int]:
 
 
 def _engine_starter(artefact: Artefact, engine: str, threads: int) -> Callable[[], Runner]:
-    def start() -> Runner:
-        if artefact.manifest.precision == "int8":
-            _survives(artefact, engine)
-        return create_engine(artefact, engine, threads).run
+    return lambda: started(artefact, engine, threads).run
 
-    return start
+
+def started(artefact: Artefact, engine: str, threads: int, streams: int = 1) -> Engine:
+    """`create_engine`, for int8 files that an engine may not survive too.
+
+    Raises:
+        EngineError: it refuses the file, or crashes on it.
+    """
+    if artefact.manifest.precision == "int8":
+        _survives(artefact, engine)
+    return create_engine(artefact, engine, threads, streams)
 
 
 def _survives(artefact: Artefact, engine: str) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vitesse.bench.contenders import TORCH_ENGINES
+from vitesse.bench.contenders import TORCH_ENGINES, started
 from vitesse.bench.measure import Contender, Runner
 from vitesse.errors import ConfigError, require
 from vitesse.inputs import expand
@@ -128,24 +127,17 @@ def _to_labels(contender: Contender, photos: Sequence[Path], threads: int) -> Co
     )
 
 
-@dataclass
-class _Started:
-    """A contender's engine, as a `Predictor` takes it."""
-
-    name: str
-    run: Callable[[NDArray[np.float32]], tuple[NDArray[Any], ...]]
-
-
 def _pipeline(contender: Contender, photos: Sequence[Path], threads: int) -> Callable[[], Runner]:
-    """`Predictor`, whose engine is the contender's."""
+    """`Predictor` as for the most photos a second: one batch at once for each thread."""
 
     def start() -> Runner:
-        assert contender.start is not None
         artefact: Artefact = contender.artefact  # type: ignore[assignment]
-        engine = _Started(contender.engine, contender.start())
+        engine = started(artefact, contender.engine, threads, streams=threads)
 
         def run(batch_size: int) -> None:
-            predictor = Predictor(artefact, engine=engine, batch_size=batch_size, workers=threads)
+            predictor = Predictor(
+                artefact, engine=engine, batch_size=batch_size, workers=threads, streams=threads
+            )
             refused = [record.error for record in predictor.stream(photos) if record.error]
             if refused:
                 raise ConfigError(f"--data: {len(refused)} of {len(photos)} photos are refused: {refused[0]}")

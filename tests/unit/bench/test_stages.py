@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,13 +34,22 @@ def timed(stage, contender, folder, batch_size=2):
     return found
 
 
-def engine_of(artefact, seen):
-    """A contender whose engine notes the size of every batch."""
+@pytest.fixture
+def engine_of(monkeypatch):
+    """Makes a contender whose engine notes the size of every batch."""
 
-    def run(batch_BCHW):
-        seen.append(len(batch_BCHW))
-        return (np.zeros((len(batch_BCHW), 10), np.float32),)
+    def make(artefact, seen):
+        def run(batch_BCHW):
+            seen.append(len(batch_BCHW))
+            return (np.zeros((len(batch_BCHW), 10), np.float32),)
 
+        monkeypatch.setattr(stages, "started", lambda *_, **__: SimpleNamespace(name="stub", run=run))
+        return contender_of(artefact, run)
+
+    return make
+
+
+def contender_of(artefact, run):
     return Contender(
         model="tiny",
         engine="onnxruntime",
@@ -51,14 +61,14 @@ def engine_of(artefact, seen):
     )
 
 
-def test_to_labels_runs_every_photo_once_in_batches(tiny_artefact, photos):
+def test_to_labels_runs_every_photo_once_in_batches(tiny_artefact, photos, engine_of):
     seen = []
     (found,) = timed("end-to-end", engine_of(tiny_artefact, seen), photos)
     assert seen == [2, 1]
     assert (found.pictures, found.stage) == (3, "end-to-end")
 
 
-def test_the_usual_loop_runs_every_photo_once_in_batches(tiny_artefact, photos):
+def test_the_usual_loop_runs_every_photo_once_in_batches(tiny_artefact, photos, engine_of):
     seen = []
     contender = engine_of(tiny_artefact, seen)
     contender.engine = "torch"
@@ -66,7 +76,7 @@ def test_the_usual_loop_runs_every_photo_once_in_batches(tiny_artefact, photos):
     assert seen == [2, 1]
 
 
-def test_decoding_needs_no_engine_and_has_a_usual_way_beside_it(tiny_artefact, photos):
+def test_decoding_needs_no_engine_and_has_a_usual_way_beside_it(tiny_artefact, photos, engine_of):
     seen = []
     found = timed("data", engine_of(tiny_artefact, seen), photos)
     assert [one.engine for one in found] == ["vitesse", "torchvision"]
@@ -83,7 +93,7 @@ def test_the_usual_way_makes_the_same_tensors(photos, resize, interpolation):
         assert np.abs(usual_CHW - load_tensor(path, spec)).mean() * 0.225 * 255 < 8, "levels of 255"
 
 
-def test_a_photo_that_cannot_be_read_is_named_and_not_left_out(tiny_artefact, photos):
+def test_a_photo_that_cannot_be_read_is_named_and_not_left_out(tiny_artefact, photos, engine_of):
     (photos / "1.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"1 of 3 photos are refused: .*"):
         timed("end-to-end", engine_of(tiny_artefact, []), photos)
