@@ -207,7 +207,7 @@ def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], R
         torch.set_num_threads(threads)
         model, _ = _random_model(spec)
         if engine == "torch-compile":
-            model = torch.compile(model)
+            model = torch.compile(model, dynamic=False)  # a program for each batch size
         return TorchEngine(model.to(memory_format=torch.channels_last)).run
 
     return start

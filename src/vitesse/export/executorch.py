@@ -71,8 +71,9 @@ def delegated(lowered: torch.fx.GraphModule) -> tuple[float, list[str]]:
 
 
 def _operators(graph: torch.fx.Graph) -> list[str]:
-    names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
-    return [name for name in names if "getitem" not in name]
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    names = [str(getattr(target, "__name__", target)) for target in targets]
+    return [name for name in names if name != "getitem"]
 
 
 def run(path: Path, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,6 +20,8 @@ FLOAT_OPS = (
     "Div",
 )
 _WEIGHTED_OPS = ("Conv", "Gemm")
+_WHOLE = "_cast_to_fp16"
+"""What the converter adds to the name of a float32 tensor whose own name its half precision takes."""
 
 
 def to_half(proto: Any) -> Any:
@@ -42,17 +44,35 @@ def to_half(proto: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ExportError(f"fp16: the model cannot be converted: {reason}") from error
-    _join_casts(half)
+    _mend_casts(half.graph)
     return half
 
 
-def _join_casts(proto: Any) -> None:
-    """A tensor that several nodes read in float32 is cast once; the converter casts it for each of them."""
-    made: set[str] = set()
-    for node in list(proto.graph.node):
-        if node.op_type == "Cast" and node.output[0] in made:
-            proto.graph.node.remove(node)
-        made.update(node.output)
+def _mend_casts(graph: Any) -> None:
+    """One cast for all readers of a tensor, before the first of them, and none between two float32 nodes.
+
+    The converter makes one for each reader, at the end of the graph, and through half precision and back.
+    """
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    nodes = [node for node in graph.node if node.op_type != "Cast"]
+    made = {name for node in nodes for name in node.output}
+    whole = {name: cast.input[0] + _WHOLE for name, cast in casts.items() if cast.input[0] + _WHOLE in made}
+    ordered = []
+
+    def place_cast(name: str) -> None:
+        if (cast := casts.pop(name, None)) is not None:
+            place_cast(cast.input[0])
+            ordered.append(cast)
+
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = whole.get(name, name)
+            place_cast(node.input[index])
+        ordered.append(node)
+    for end in graph.output:
+        place_cast(end.name)
+    graph.ClearField("node")
+    graph.node.extend(ordered)
 
 
 def _linear_attention(proto: Any) -> list[str]:

@@ -1,0 +1,71 @@
+"""What tests of export share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import vitesse.export.artefact as exporting
+from vitesse.export import fold
+from vitesse.export.onnx import to_onnx
+from vitesse.models import Backbone, build
+from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
+from vitesse.weights import save_weights
+
+B0_SIZE = (64, 96)
+"""Its linear attention takes both orders: 24 positions are more than a head is wide, 6 are fewer."""
+
+
+@pytest.fixture(scope="session")
+def settled() -> Callable[..., Backbone]:
+    """A function that builds a model whose values neither vanish nor grow from layer to layer.
+
+    Its normalisations have the statistics of noise; gains and bias tables are as training leaves them.
+    """
+
+    def make(name: str, image_size: tuple[int, int] = (64, 64), num_classes: int = 3) -> Backbone:
+        torch.manual_seed(0)
+        model = build(ModelSpec(name=name, image_size=image_size, num_classes=num_classes))
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+        for key, parameter in model.named_parameters():
+            if "attention_bias" in key:
+                nn.init.normal_(parameter)
+        with torch.no_grad():
+            model.train()(torch.randn(8, 3, *image_size))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def b0(settled: Callable[..., Backbone]) -> Backbone:
+    return settled("efficientvit_b0", B0_SIZE)
+
+
+@pytest.fixture(scope="session")
+def b0_checkpoint(b0: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("b0") / "b0.safetensors"
+    preprocess = to_mapping(PreprocessSpec(image_size=B0_SIZE))
+    save_weights(path, b0, {"class_names": ["blue", "green", "red"], "preprocess": preprocess})
+    return path
+
+
+@pytest.fixture(scope="session")
+def b0_graph(b0: Backbone) -> onnx.ModelProto:
+    return to_onnx(fold(b0), b0.spec)
+
+
+@pytest.fixture
+def traced_before(b0_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export of the B0 checkpoint need not trace it again, which takes seconds."""
+    graph = b0_graph.SerializeToString()
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: onnx.ModelProto.FromString(graph))
