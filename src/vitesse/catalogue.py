@@ -16,6 +16,10 @@ from typing import Any
 from vitesse.errors import UnknownModelError, WeightsError, did_you_mean
 from vitesse.spec import as_size, from_mapping
 
+ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX = ".onnx", ".safetensors"
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+"""What ends so is a file and no model's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFacts:

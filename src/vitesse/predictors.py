@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitesse.catalogue import resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
 from vitesse.errors import ArtefactError, ConfigError, UnknownModelError, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
@@ -18,8 +18,6 @@ from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read
 from vitesse.runtime.predictor import Predictor, Source
 from vitesse.spec import as_size
 
-CHECKPOINT_SUFFIX, ARTEFACT_SUFFIX = ".safetensors", ".onnx"
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 HUB_PREFIX, HUB_FILE = "hf:", "model.onnx"
 """`hf:OWNER/REPO` names a repository of the Hugging Face Hub that holds an artefact, as `push` makes them."""
 

@@ -17,6 +17,7 @@ from torch import nn
 from vitesse.errors import ExportError, require
 from vitesse.files import write_atomically
 from vitesse.runtime.artefact import METADATA_KEY
+from vitesse.weights.keymaps import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
@@ -71,7 +72,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
 
 def _check_any_size(model: nn.Module, spec: ModelSpec) -> None:
     sized = [name for name, module in model.named_modules() if hasattr(module, "resampled_on_load")]
-    if sized or spec.name.startswith("timm:"):
+    if sized or spec.name.startswith(TIMM_PREFIX):
         what = f"{sized[0] or 'its stem'} holds a table of positions" if sized else "its layers are not known"
         raise ExportError(
             f"{spec.name}: cannot take several sizes: {what}; export one file for each size instead, with a "

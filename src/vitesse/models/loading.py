@@ -7,30 +7,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitesse.catalogue import resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
+from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.create import create_model
 from vitesse.models.release import release_metadata
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
+from vitesse.weights.keymaps import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from vitesse.models.backbone import Backbone
     from vitesse.models.foreign import TimmModel
-
-CHECKPOINT_SUFFIX = ".safetensors"
 
 
 def load_torch(model: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, Manifest]:
     """A checkpoint's model (a path ending in `.safetensors`), or a name's with its published weights.
 
     Raises:
+        ConfigError: a file of another kind, or a model that is not ours.
         UnknownModelError, WeightsError, MissingExtraError: see `load_checkpoint` and `create_model`.
     """
     if not str(model).endswith(CHECKPOINT_SUFFIX):
+        if (refusal := _why_not(str(model))) is not None:
+            raise ConfigError(
+                f"{model}: expected a checkpoint ({CHECKPOINT_SUFFIX}) or a model's name, {refusal}"
+            )
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
     return module, manifest_for(module.spec, metadata)
+
+
+def _why_not(model: str) -> str | None:
+    if model.endswith(ARTEFACT_SUFFIX):
+        return "this is an ONNX file already; name what it was made from"
+    if Path(model).suffix in PICKLE_SUFFIXES:
+        return "this may hold code; run `vitesse convert` first"
+    if model.startswith(TIMM_PREFIX):
+        return "this is a timm model; train it with `vitesse train`, then name its checkpoint"
+    return None
 
 
 def manifest_for(spec: ModelSpec, metadata: Mapping[str, Any]) -> Manifest:

@@ -40,7 +40,7 @@ def settled() -> Callable[..., Backbone]:
             if "attention_bias" in key:
                 nn.init.normal_(parameter)
         with torch.no_grad():
-            model.train()(torch.randn(8, 3, *image_size))
+            model.train()(torch.randn(32, 3, *(min(side, 96) for side in image_size)))
         return model.eval()
 
     return make

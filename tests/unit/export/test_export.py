@@ -120,3 +120,12 @@ def test_wrong_requests_are_refused(
     with pytest.raises(DataError, match="the model has 3 classes, the data has label 3"):
         export(checkpoint, tmp_path / "m.onnx", data=data)
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [("timm:resnet18", "vitesse train"), ("a.pth", "vitesse convert"), ("a.onnx", "what it was made from")],
+)
+def test_what_is_not_ours_is_told_its_way(model: str, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{model}: expected a checkpoint .*{advice}"):
+        export(model, tmp_path / "m.onnx")

@@ -57,18 +57,17 @@ def loud_b0(b0: Backbone) -> Graphs:
 @pytest.fixture(scope="module", params=["efficientvit_b0", "efficientvit_m0"])
 def graphs(request: pytest.FixtureRequest, settled: Callable[..., Backbone], loud_b0: Graphs) -> Graphs:
     """A model, its float graph and its half graph."""
-    return loud_b0 if request.param == "efficientvit_b0" else graphs_of(settled(request.param))
+    return loud_b0 if request.param == "efficientvit_b0" else graphs_of(settled(request.param, num_classes=10))
 
 
 def pictures(model: Backbone) -> torch.Tensor:
-    return torch.randn(4, 3, *model.spec.image_size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(8, 3, *model.spec.image_size, generator=torch.Generator().manual_seed(1))
 
 
 def written(proto: onnx.ModelProto, model: Backbone, path: Path) -> Artefact:
     preprocess = PreprocessSpec(image_size=model.spec.image_size)
-    manifest = Manifest(
-        model=model.spec, class_names=("a", "b", "c"), preprocess=preprocess, precision="fp16"
-    )
+    names = tuple(map(str, range(model.spec.num_classes)))
+    manifest = Manifest(model=model.spec, class_names=names, preprocess=preprocess, precision="fp16")
     write_artefact(proto, manifest, path)
     return read_artefact(path)
 
@@ -179,9 +178,9 @@ def test_an_fp16_file_that_disagrees_is_not_written(
 
 
 def nudged(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The last bias is another."""
-    bias = next(tensor for tensor in proto.graph.initializer if list(tensor.dims) == [3])
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
+    """Its last weights are others."""
+    (last,) = (tensor for tensor in proto.graph.initializer if tensor.name == proto.graph.node[-1].input[1])
+    last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * 1.5, last.name))
     return proto
 
 
