@@ -24,7 +24,8 @@ FLAGS = {
     "evaluate": "--arch --batch-size --engine --image-size --json --limit --model --split --threads",
     "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
     "--split --trained-on",
-    "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage --threads",
+    "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
+    "--threads",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

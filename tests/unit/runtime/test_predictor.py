@@ -55,6 +55,31 @@ def test_batches_and_workers_change_nothing(tiny_artefact, files, batch_size, wo
     assert [record.top.index for record in records] == expected
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("streams", [2, 4])
+def test_batches_at_once_change_neither_records_nor_their_order(tiny_artefact, files, engine, streams):
+    files[4].write_bytes(b"no picture")
+    one_by_one = Predictor(tiny_artefact, engine=engine, batch_size=2).predict(files * 4)
+    at_once = Predictor(tiny_artefact, engine=engine, batch_size=2, streams=streams, threads=streams)
+    assert [record.source for record in one_by_one] == [str(path) for path in files * 4]
+    for record, other in zip(one_by_one, at_once.predict(files * 4), strict=True):
+        assert (record.source, record.error) == (other.source, other.error)
+        assert [p.index for p in record.predictions] == [p.index for p in other.predictions]
+
+
+def test_as_many_batches_as_streams_run_at_once(tiny_artefact, files, monkeypatch):
+    """Each run waits for a second one; alone it would wait in vain."""
+    meeting = threading.Barrier(2, timeout=10)
+    predictor = Predictor(tiny_artefact, engine="onnxruntime", batch_size=2, streams=2)
+
+    def run(batch_BCHW):
+        meeting.wait()
+        return (np.zeros((len(batch_BCHW), 10), np.float32),)
+
+    monkeypatch.setattr(predictor.engine, "run", run)
+    assert not [record.error for record in predictor.predict(files[:8]) if record.error]
+
+
 def test_every_kind_of_source_gives_the_same(predictor, files):
     path, data = files[3], files[3].read_bytes()
     image = Image.open(path).convert("RGB")
