@@ -29,6 +29,7 @@ from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 TORCH_ENGINES = ("torch", "torch-compile")
 PRECISIONS = ("fp32", "int8")
 CALIBRATION_IMAGES = 8
+COMPILED_PROGRAMS = 512
 PROBE = ("-m", "vitesse.bench.probe")
 
 
@@ -207,7 +208,9 @@ def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], R
         torch.set_num_threads(threads)
         model, _ = _random_model(spec)
         if engine == "torch-compile":
-            model = torch.compile(model, dynamic=False)  # a program for each batch size
+            # A program for each model and batch size; past the limit torch would go on uncompiled.
+            torch._dynamo.config.recompile_limit = COMPILED_PROGRAMS
+            model = torch.compile(model, dynamic=False)
         return TorchEngine(model.to(memory_format=torch.channels_last)).run
 
     return start

@@ -129,7 +129,7 @@ def write_target(
         facts = {**facts, "parity": _parity(path, target, artefact, images_BCHW)}
     files = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files_of(path)}
     record = {"format": name, "files": files, **facts, "manifest": manifest.to_dict()}
-    sidecar = sidecar_of(artefact.path, name)
+    sidecar = sidecar_of(folder / artefact.path.name, name)
     sidecar.write_text(json.dumps(record, indent=1) + "\n")
     return sidecar
 
