@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitesse.data.sources import open_source, take
-from vitesse.metrics import check_classes, score
+from vitesse.metrics import score, with_classes
 from vitesse.predictors import load
 from vitesse.spec import to_mapping
 
@@ -57,12 +57,12 @@ def evaluate(
         DataError: the data cannot be read, or its classes are not the model's.
         VitesseError: the model cannot be loaded, see `vitesse.load`.
     """
-    source = take(open_source(data, split), limit)
+    found = take(open_source(data, split), limit)
     predictor = load(
         model, engine=engine, arch=arch, threads=threads, image_size=image_size, batch_size=batch_size
     )
     manifest = predictor.artefact.manifest
-    check_classes(source, manifest.class_names)
+    source = with_classes(found, manifest.class_names)
     fixed = predictor.artefact.input_shape[0]
     scores = score(predictor.engine, source, manifest.preprocess, batch_size=fixed or batch_size)
     return Evaluation(

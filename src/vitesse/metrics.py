@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.data.sources import Relabelled
 from vitesse.errors import DataError, ImageError
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
@@ -33,20 +34,30 @@ class Scores:
     refused: int = 0
 
 
-def check_classes(source: Source, class_names: tuple[str, ...]) -> None:
-    """Refuse data that a model with these classes cannot be scored on.
+def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
+    """A source whose labels are the indices of a model with these classes.
+
+    Classes are matched by name where the data's names are known to the model at other indices, as in a folder
+    that lacks some of the classes; otherwise by index.
 
     Raises:
-        DataError: a label lies outside the model's classes, or the same names stand at other indices.
+        DataError: a label lies outside the model's classes, or only some of the names are known to it.
     """
-    _check_labels(source.labels, len(class_names))
-    theirs = source.class_names
-    if theirs != class_names and sorted(theirs) == sorted(class_names):
-        at = next(i for i, (a, b) in enumerate(zip(theirs, class_names, strict=True)) if a != b)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    used = {int(label): source.class_names[label] for label in np.unique(source.labels)}
+    if all(index_of.get(name, label) == label for label, name in used.items()):
+        _check_labels(source.labels, len(class_names))
+        return source
+    unknown = [name for name in used.values() if name not in index_of]
+    if unknown:
         raise DataError(
-            f"the data has the model's classes in another order: class {at} is {theirs[at]!r} in the data, "
-            f"{class_names[at]!r} in the model"
+            f"{len(unknown)} of the data's {len(used)} classes are none of the model's {len(class_names)}, "
+            f"{unknown[0]!r} for one: rename its folders, or score a model of these classes"
         )
+    moved = np.zeros(max(used) + 1, np.int64)
+    for label, name in used.items():
+        moved[label] = index_of[name]
+    return Relabelled(source, moved[source.labels], class_names)
 
 
 def _check_labels(labels_N: NDArray[np.int64], num_classes: int) -> None:

@@ -7,6 +7,7 @@ artefact runs as it is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vitesse.bench.measure import Contender, Runner
+from vitesse.bench.measure import Contender, Runner, one_line
 from vitesse.bench.peers import PEERS, PREFIX
 from vitesse.catalogue import facts
 from vitesse.errors import ArtefactError, ConfigError, EngineError, VitesseError, from_extra
@@ -62,8 +63,9 @@ def _of_file(path: Path, engines: Sequence[str], threads: int) -> Iterator[Conte
             engine=engine,
             precision=manifest.precision,
             image_size=manifest.model.image_size,
-            macs=_known_macs(manifest.model.name),
+            macs=_macs_of(manifest),
             top1=manifest.accuracy["top1"] if manifest.accuracy else None,
+            top1_on=str((manifest.accuracy or {}).get("dataset", "")),
             in_chans=manifest.model.in_chans,
             start=_engine_starter(artefact, engine, threads),
             artefact=artefact,
@@ -84,9 +86,9 @@ def _of_name(
         }
         try:
             artefact = exported(spec, precision)
-        except VitesseError as error:
+        except Exception as error:  # whatever an exporter meets in a peer is that peer's row
             for engine in usable:
-                yield Contender(engine=engine, error=f"export failed: {error}", **common)
+                yield Contender(engine=engine, error=f"export failed: {one_line(error)}", **common)
             continue
         macs = int(artefact.manifest.provenance["macs"])
         for engine in usable:
@@ -102,16 +104,24 @@ def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     if not model.startswith(PREFIX):
         known = facts(model)
         return ModelSpec(name=known.name, image_size=known.image_size), known.top1
-    peer = PEERS.get(model.removeprefix(PREFIX))
-    side = peer.side if peer else 224
-    return ModelSpec(name=model, image_size=(side, side)), peer.top1 if peer else None
+    name = model.removeprefix(PREFIX)
+    if (peer := PEERS.get(name)) is not None:
+        return ModelSpec(name=model, image_size=(peer.side, peer.side)), peer.top1
+    try:  # a model of ours, as timm has it
+        return ModelSpec(name=model, image_size=facts(name).image_size), None
+    except VitesseError:
+        return ModelSpec(name=model, image_size=(224, 224)), None
 
 
-def _known_macs(name: str) -> int | None:
+def _macs_of(manifest: Manifest) -> int | None:
+    """Of a file: what it says, or what is known of its architecture at this size."""
+    if (said := manifest.provenance.get("macs")) is not None:
+        return int(said)
     try:
-        return facts(name).macs
+        known = facts(manifest.model.name)
     except VitesseError:
         return None
+    return known.macs if known.image_size == manifest.model.image_size else None
 
 
 def exported(spec: ModelSpec, precision: str) -> Artefact:
@@ -122,9 +132,8 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
         UnknownModelError, MissingExtraError: see `build`.
     """
     size = "x".join(map(str, spec.image_size))
-    key = hashlib.sha256(str(sorted(versions().items())).encode()).hexdigest()[:8]
     name = spec.name.replace(":", "-")
-    path = cache_dir() / "bench" / f"{name}-{size}-{precision}-{key}.onnx"
+    path = cache_dir() / "bench" / f"{name}-{size}-{precision}-{_key()}.onnx"
     if path.is_file():
         try:
             return read_artefact(path)
@@ -150,6 +159,16 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
     )
     write_artefact(proto, manifest, path)
     return read_artefact(path)
+
+
+@functools.cache
+def _key() -> str:
+    """Of what an export depends on: versions, and how models and exports are written here."""
+    digest = hashlib.sha256(str(sorted(versions().items())).encode())
+    for room in ("models", "export"):
+        for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _random_model(spec: ModelSpec) -> tuple[Any, int]:

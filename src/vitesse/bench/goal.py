@@ -51,7 +51,7 @@ class Goal:
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+    return None if value is None else round(value * factor, 6)
 
 
 _VALUES: dict[str, Callable[[Timing], float | None]] = {

@@ -22,6 +22,7 @@ from vitesse.runtime.artefact import Artefact
 Runner = Callable[[Any], Any]
 """Runs a batch (B, C, H, W), or whatever its contender's `feed` gives."""
 
+IMAGENET = "ImageNet-1k, published for fp32"
 MODELS_AT_ONCE = 8
 WARM_UP = 2
 MIN_SAMPLE_S = 0.02
@@ -39,6 +40,7 @@ class Contender:
         image_size: (height, width) in pixels.
         macs: of one picture; None where unknown.
         top1: published accuracy, a fraction, or that in the file's manifest; None where nobody said.
+        top1_on: the pictures that `top1` was measured on; only equal ones can be compared.
         in_chans: channels of a picture.
         stage: what of it is timed, of `vitesse.bench.stages.STAGES`.
         start: gives the function that is timed; it takes a batch (B, C, H, W) float32, or what `feed` gives.
@@ -54,6 +56,7 @@ class Contender:
     image_size: tuple[int, int]
     macs: int | None = None
     top1: float | None = None
+    top1_on: str = IMAGENET
     in_chans: int = 3
     stage: str = "model"
     start: Callable[[], Runner] | None = field(default=None, repr=False)
@@ -65,17 +68,24 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What was measured of a contender at one batch size: seconds a picture, one for each round."""
+    """What was measured of a contender at one batch size.
+
+    Attributes:
+        samples_s: seconds a picture, one for each round, as measured.
+        drift: how much faster (below 1) the machine was in the first group; see `time_in_groups`.
+    """
 
     contender: Contender
     batch_size: int
     threads: int
     samples_s: tuple[float, ...]
+    drift: float = 1.0
     error: str = ""
 
     @property
     def median_s(self) -> float:
-        return statistics.median(self.samples_s)
+        """Seconds a picture, as the machine was when the first group ran."""
+        return statistics.median(self.samples_s) * self.drift
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON record: milliseconds are those of a whole batch, `macs` those of one picture."""
@@ -93,15 +103,18 @@ class Timing:
             "macs": who.macs,
             "image_size": list(who.image_size),
             "top1": who.top1,
+            "top1_on": who.top1_on if who.top1 is not None else None,
             "error": self.error or None,
         }
         if self.samples_s:
-            batch_ms = np.asarray(self.samples_s) * self.batch_size * 1000
+            samples_ms = np.asarray(self.samples_s) * self.batch_size * 1000
+            batch_ms = samples_ms * self.drift
             record |= {
                 "img_per_s": round(1 / self.median_s, 2),
                 "p50_ms": round(float(np.median(batch_ms)), 4),
                 "p95_ms": round(float(np.quantile(batch_ms, 0.95)), 4),
-                "samples_ms": [round(float(sample), 4) for sample in batch_ms],
+                "samples_ms": [round(float(sample), 4) for sample in samples_ms],
+                "drift": round(self.drift, 4),
             }
         return record
 
@@ -124,7 +137,7 @@ def time_interleaved(
         try:
             running[index] = _started(contender)
         except Exception as error:
-            errors |= dict.fromkeys(((index, batch) for batch in batch_sizes), _one_line(error))
+            errors |= dict.fromkeys(((index, batch) for batch in batch_sizes), one_line(error))
     samples: dict[tuple[int, int], list[float]] = {}
     repeats: dict[tuple[int, int], int] = {}
     for batch_size in batch_sizes:
@@ -132,13 +145,18 @@ def time_interleaved(
             try:
                 repeats[index, batch_size] = _warm_up(run, feeds.of(contenders[index], batch_size))
             except Exception as error:
-                errors[index, batch_size] = _one_line(error)
+                errors[index, batch_size] = one_line(error)
     order = list(repeats)
     for _ in track(range(rounds), "bench", rounds):
         order.append(order.pop(0)) if order else None
-        for index, batch_size in order:
+        for index, batch_size in [key for key in order if key not in errors]:
             fed = feeds.of(contenders[index], batch_size)
-            took = _sample(running[index], fed, repeats[index, batch_size])
+            try:
+                took = _sample(running[index], fed, repeats[index, batch_size])
+            except Exception as error:
+                errors[index, batch_size] = one_line(error)
+                samples.pop((index, batch_size), None)
+                continue
             pictures = contenders[index].pictures or batch_size
             samples.setdefault((index, batch_size), []).append(took / pictures)
     return [
@@ -160,7 +178,7 @@ def time_in_groups(
     """As `time_interleaved`, for more contenders than memory holds at once.
 
     Models run in groups of `MODELS_AT_ONCE`. The first model is the yardstick: it runs in every group, and
-    each group's samples are scaled by how much slower or faster than in the first group it was there.
+    each group's medians are scaled by how much slower or faster than in the first group it was there.
     """
     by_model = [list(same) for _, same in groupby(contenders, key=lambda contender: contender.model)]
     timings: list[Timing] = []
@@ -175,7 +193,7 @@ def time_in_groups(
         if not timings:
             timings += yardstick
         drift = _drift(timings[: len(yardstick)], yardstick)
-        timings += [replace(t, samples_s=tuple(s * drift[t.batch_size] for s in t.samples_s)) for t in rest]
+        timings += [replace(timing, drift=drift[timing.batch_size]) for timing in rest]
     return timings
 
 
@@ -239,5 +257,6 @@ def _sample(run: Runner, fed: Any, repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -51,7 +51,7 @@ def run(
     Examples:
       vitesse predict photo.jpg
       vitesse predict holiday/ --json > labels.jsonl
-      vitesse predict archive/ --batch-size 16 --streams 8 --json > labels.jsonl
+      vitesse predict archive/ --batch-size 16 --threads 4 --streams 4 --json > labels.jsonl
       vitesse predict sample:rocket sample:coffee --save out
       find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
     """

@@ -122,6 +122,18 @@ class Subset:
         return self.source.read(int(self.indices[index]))
 
 
+class Relabelled:
+    """A source with other labels and class names."""
+
+    def __init__(self, source: Source, labels: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+        self.source, self.labels, self.class_names = source, labels, class_names
+        self.fingerprint = _digest([source.fingerprint], labels, class_names)
+        self.name, self.read = source.name, source.read
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
 def open_source(path: str | Path, split: str | None = None) -> Source:
     """The labelled pictures at `path`.
 

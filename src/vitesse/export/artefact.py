@@ -20,7 +20,7 @@ from vitesse.export.onnx import as_proto, to_onnx, write_artefact
 from vitesse.export.targets import check_formats, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import check_classes, score
+from vitesse.metrics import score, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -86,9 +86,9 @@ def export(
         licence=licence or found_manifest.licence,
         tools=versions(),
     )
-    source = open_source(data, split) if data is not None else None
-    if source is not None:
-        check_classes(source, manifest.class_names)
+    source = None
+    if data is not None:
+        source = with_classes(open_source(data, split), manifest.class_names)
     preprocess = manifest.preprocess
     images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
     folded = fold(module) if isinstance(module, Backbone) else module

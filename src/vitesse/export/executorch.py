@@ -77,12 +77,21 @@ def _operators(graph: torch.fx.Graph) -> list[str]:
 
 
 def run(path: Path, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (B, K) of a written program, one picture at a time, on this machine."""
+    """Logits (B, K) of a written program, one picture at a time, on this machine.
+
+    Raises:
+        ExportError: ExecuTorch cannot run it, for instance because it has no kernel for an operator.
+    """
     with quiet(), _native_messages_dropped():
         from executorch.runtime import Runtime
 
-        method = Runtime.get().load_program(path).load_method("forward")
-    rows = [method.execute([torch.from_numpy(image_CHW[None])])[0].clone() for image_CHW in images_BCHW]
+        try:
+            method = Runtime.get().load_program(path).load_method("forward")
+            rows = [method.execute([torch.from_numpy(x_CHW[None])])[0].clone() for x_CHW in images_BCHW]
+        except RuntimeError as error:
+            raise ExportError(
+                f"{path.name}: ExecuTorch cannot run it here: {' '.join(str(error).split())[:300]}"
+            ) from error
     return torch.cat(rows).numpy()
 
 

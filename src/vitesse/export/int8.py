@@ -15,7 +15,7 @@ from vitesse.data.sources import Subset, open_source
 from vitesse.errors import DataError, ExportError, ImageError
 from vitesse.export.onnx import write_artefact
 from vitesse.export.quantize import noise, quantize
-from vitesse.metrics import check_classes, score
+from vitesse.metrics import score, with_classes
 from vitesse.progress import say
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.autoselect import seconds_a_picture
@@ -92,21 +92,22 @@ def to_int8(
         DataError: too few pictures, or none of the model's kind.
         ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
     """
-    seen, unseen = _parted(open_source(calibrate, "train"))
+    seen, unseen = _parted(with_classes(open_source(calibrate, "train"), fp32.manifest.class_names))
     images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
     if data is None:
         data, dataset = unseen, {"dataset": Path(calibrate).name, "split": "held out of calibration"}
-    check_classes(data, fp32.manifest.class_names)
     fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess).top1
+    _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
     floats: list[str] = []
-    for _ in range(ATTEMPTS):
-        int8_proto = quantize(proto, images_BCHW, floats)
+    int8_proto = quantize(proto, images_BCHW)
+    for attempts_left in reversed(range(ATTEMPTS)):
         int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
         found = _compare(fp32, int8, data, fp32_top1)
         say(str(found))
-        if found.loss <= MAX_LOSS:
+        if found.loss <= MAX_LOSS or not attempts_left:
             break
         floats += _noisiest(noise(int8_proto, images_BCHW), floats, len(proto.graph.node))
+        int8_proto = quantize(proto, images_BCHW, floats)
     _judge(found, force)
     manifest = replace(
         int8.manifest,
@@ -138,10 +139,26 @@ def calibration_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np
 
 
 def _parted(source: Source) -> tuple[Source, Source]:
-    """Pictures to calibrate on and others to compare on, drawn by seed 0; all of a small source for both."""
+    """Pictures to calibrate on and others to compare on, drawn by seed 0; halves of a small source."""
     order = np.random.default_rng(0).permutation(len(source))
-    seen, unseen = order[:CALIBRATION_IMAGES], order[CALIBRATION_IMAGES:][:HELD_OUT_IMAGES]
-    return Subset(source, np.sort(seen)), Subset(source, np.sort(unseen if len(unseen) else seen))
+    first = min(CALIBRATION_IMAGES, len(source) // 2)
+    seen, unseen = order[:first], order[first:][:HELD_OUT_IMAGES]
+    return Subset(source, np.sort(seen)), Subset(source, np.sort(unseen))
+
+
+def _check_comparable(fp32_top1: float, data: Source, num_classes: int) -> None:
+    """Refuse pictures on which a loss could not be seen, and say so where a small one could not.
+
+    Raises:
+        DataError: fp32 is no better than chance on them.
+    """
+    if fp32_top1 <= 1 / num_classes:
+        raise DataError(
+            f"fp32 has {fp32_top1:.2%} of {len(data)} pictures right, no more than chance: these are not the "
+            "model's classes, and int8 cannot be compared on them"
+        )
+    if len(data) * MAX_LOSS < 1:
+        say(f"of {len(data)} pictures one is {1 / len(data):.1%}: a loss of {MAX_LOSS:.1%} needs more")
 
 
 def _compare(fp32: Artefact, int8: Artefact, data: Source, fp32_top1: float) -> Comparison:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
 DYNAMIC_MIN_SIDE = 64
-"""Pixels: where the deepest map of every family still has more than one row."""
+"""Pixels: where the deepest map of every family has a row."""
+_TRACED_MIN_SIDE = 2 * DYNAMIC_MIN_SIDE
+"""Pixels: where it has more than one. A side of one position is taken for one that is always so."""
 
 
 def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) -> Any:
@@ -41,15 +43,17 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
         ExportError: torch cannot trace the model, or its weights belong to one size.
         MissingExtraError: the extra `export` is not installed.
     """
-    sides = {}
+    size, sides = spec.image_size, {}
     if dynamic_size:
         _check_any_size(model, spec)
+        height, width = size
+        size = max(height, _TRACED_MIN_SIDE), max(width, _TRACED_MIN_SIDE)
         sides = {
             axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
         }
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
-    images_BCHW = torch.zeros(2, spec.in_chans, *spec.image_size)
+    images_BCHW = torch.zeros(2, spec.in_chans, *size)
     try:
         with quiet():
             program = torch.onnx.export(
@@ -65,9 +69,8 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
             assert program is not None
             return slim(program.model_proto)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise ExportError(
-            f"{spec.name}: torch cannot export it to ONNX: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error.__cause__ or error).splitlines()[0]  # the exporter's own line tells of its steps
+        raise ExportError(f"{spec.name}: torch cannot export it to ONNX: {reason}") from error
 
 
 def _check_any_size(model: nn.Module, spec: ModelSpec) -> None:

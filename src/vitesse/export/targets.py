@@ -143,11 +143,12 @@ def install(sidecar: Path, folder: Path) -> Path:
     """Move a written target into its folder, the sidecar last; gives the sidecar's new path."""
     folder.mkdir(parents=True, exist_ok=True)
     written = sidecar.with_suffix("")
-    for part in {written, *written.parent.glob(f"{written.stem}.bin")} if written.is_file() else ():
-        write_atomically(folder / part.name, part.read_bytes())
     if written.is_dir():
         shutil.rmtree(folder / written.name, ignore_errors=True)
         shutil.move(written, folder / written.name)
+    elif written.is_file():
+        for part in _files_of(written):
+            write_atomically(folder / part.name, part.read_bytes())
     write_atomically(folder / sidecar.name, sidecar.read_bytes())
     return folder / sidecar.name
 
@@ -170,7 +171,7 @@ def _parity(
 def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path, *path.parent.glob(f"{path.stem}.bin")]
+    return [path, path.with_suffix(".bin")] if path.suffix == openvino.SUFFIX else [path]
 
 
 def _sha256(path: Path) -> str:

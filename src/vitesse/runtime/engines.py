@@ -53,9 +53,12 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, artefact: Artefact, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(
+        self, artefact: Artefact, threads: int | None = None, streams: int = 1, keep_compiled: bool = False
+    ) -> None:
+        # The callers of `run` are threads too; those of the session help all of them.
         with _refusing(self.name, "refused the model"):
-            self._session = onnxruntime_session(artefact.data, max(1, (threads or usable_cpus()) // streams))
+            self._session = onnxruntime_session(artefact.data, (threads or usable_cpus()) - streams + 1)
         if (used := self._session.get_providers()[0]) != _ORT_PROVIDER:
             raise EngineError(
                 f"{self.name}: asked for {_ORT_PROVIDER}, it chose {used}; reinstall onnxruntime"
@@ -81,10 +84,12 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, artefact: Artefact, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(
+        self, artefact: Artefact, threads: int | None = None, streams: int = 1, keep_compiled: bool = False
+    ) -> None:
         require("openvino", "openvino")  # what is not installed is no refusal
         with _refusing(self.name, "refused the model"):
-            compiled = _compiled(artefact, threads or usable_cpus(), streams)
+            compiled = _compiled(artefact, threads or usable_cpus(), streams, keep_compiled)
             used = compiled.get_property("EXECUTION_DEVICES")
         if used != ["CPU"]:
             raise EngineError(f"{self.name}: asked for CPU, it chose {used}; reinstall openvino")
@@ -141,7 +146,7 @@ def openvino_settings(threads: int, streams: int = 1) -> dict[str, Any]:
     }
 
 
-def _compiled(artefact: Artefact, threads: int, streams: int) -> Any:
+def _compiled(artefact: Artefact, threads: int, streams: int, keep: bool) -> Any:
     """The artefact compiled by OpenVINO: that of an earlier run where one was kept."""
     core, settings = openvino_core(), openvino_settings(threads, streams)
     blob = Blob("openvino", autoselect.version_of("openvino"), cpu_model(), artefact.sha256, settings)
@@ -150,13 +155,13 @@ def _compiled(artefact: Artefact, threads: int, streams: int) -> Any:
             return core.import_model(known, "CPU", settings)
     started = time.perf_counter()
     compiled = core.compile_model(core.read_model(artefact.data), "CPU", settings)
-    if time.perf_counter() - started > WORTH_KEEPING_S:
+    if keep and time.perf_counter() - started > WORTH_KEEPING_S:
         with contextlib.suppress(RuntimeError):
             blob.remember(compiled.export_model().getvalue())
     return compiled
 
 
-ENGINES: dict[str, Callable[[Artefact, int | None, int], Engine]] = {
+ENGINES: dict[str, Callable[[Artefact, int | None, int, bool], Engine]] = {
     OnnxRuntimeEngine.name: OnnxRuntimeEngine,
     OpenVinoEngine.name: OpenVinoEngine,
 }
@@ -168,7 +173,11 @@ def available_engines() -> tuple[str, ...]:
 
 
 def create_engine(
-    artefact: Artefact, name: str = "auto", threads: int | None = None, streams: int = 1
+    artefact: Artefact,
+    name: str = "auto",
+    threads: int | None = None,
+    streams: int = 1,
+    keep_compiled: bool = False,
 ) -> Engine:
     """The engine of this name, or with `auto` the fastest of those installed.
 
@@ -182,6 +191,7 @@ def create_engine(
         threads: of the engine; the CPUs that this process may use by default.
         streams: batches that may run at once, sharing the threads: 1 gives the first result soonest, as many
             as threads the most results a second, to callers who run that many batches at once.
+        keep_compiled: keep what takes long to compile for the next start, in the cache folder.
 
     Raises:
         EngineError: an unknown name, or the engine refuses the model.
@@ -190,11 +200,15 @@ def create_engine(
     for option, value in (("threads", threads), ("streams", streams)):
         if value is not None and value < 1:
             raise EngineError(f"{option}: expected at least 1, got {value}")
+    if streams > (threads or usable_cpus()):
+        raise EngineError(
+            f"streams: expected at most one a thread, {threads or usable_cpus()}, got {streams}"
+        )
     if name == "auto":
-        return _fastest_engine(artefact, threads, streams)
+        return _fastest_engine(artefact, threads, streams, keep_compiled)
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; {did_you_mean(name, ['auto', *ENGINES])}")
-    return ENGINES[name](artefact, threads, streams)
+    return ENGINES[name](artefact, threads, streams, keep_compiled)
 
 
 def usable_cpus() -> int:
@@ -202,19 +216,21 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fastest_engine(artefact: Artefact, threads: int | None, streams: int) -> Engine:
+def _fastest_engine(artefact: Artefact, threads: int | None, streams: int, keep_compiled: bool) -> Engine:
     names = available_engines()
     if len(names) == 1:
-        return ENGINES[names[0]](artefact, threads, streams)
-    memory = autoselect.Memory(names, artefact.sha256, threads or usable_cpus())
+        return ENGINES[names[0]](artefact, threads, streams, keep_compiled)
+    height, width = artefact.manifest.model.image_size
+    model = f"{artefact.sha256}@{height}x{width}"
+    memory = autoselect.Memory(names, model, threads or usable_cpus())
     if (known := memory.recall()) is not None:
         with contextlib.suppress(VitesseError):
-            return ENGINES[known](artefact, threads, streams)
+            return ENGINES[known](artefact, threads, streams, keep_compiled)
     engines: dict[str, Engine] = {}
     failures = []
     for name in names:
         try:
-            engines[name] = ENGINES[name](artefact, threads, streams)
+            engines[name] = ENGINES[name](artefact, threads, streams, keep_compiled)
             engines[name].run(autoselect.sample_batch(artefact, 1))
         except VitesseError as error:
             engines.pop(name, None)

@@ -94,7 +94,11 @@ class Predictor:
         if not isinstance(model, Artefact):
             model = read_artefact(bundled_artefact() if model is None else model)
         self.artefact = model
-        self.engine = create_engine(model, engine, threads, streams) if isinstance(engine, str) else engine
+        self.engine = (
+            create_engine(model, engine, threads, streams, keep_compiled=True)
+            if isinstance(engine, str)
+            else engine
+        )
         self._batch_size = batch_size if model.input_shape[0] is None else 1
         self._top_k, self._limits, self._workers, self._streams = top_k, limits, workers, streams
 

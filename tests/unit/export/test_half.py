@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,44 +19,25 @@ from vitesse.export import export, fold
 from vitesse.export.half import to_half
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.models import Backbone
-from vitesse.models.efficientvit_mit import MultiScaleLinearAttention
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
 from vitesse.spec import Manifest, PreprocessSpec
 
 ENGINES = ("onnxruntime", "openvino")
-LOUD = 2000.0
 
 Graphs = tuple[Backbone, onnx.ModelProto, onnx.ModelProto]
 
 
-def loud(model: Backbone) -> Backbone:
-    """The same function, but keys meet values in sums far above the 65504 that half precision ends at."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, MultiScaleLinearAttention):
-            module.qkv.weight.data *= LOUD
-            module.proj.conv.weight.data /= LOUD
-    return model
-
-
-def graphs_of(model: Backbone) -> Graphs:
-    proto = to_onnx(fold(model), model.spec)
-    before = proto.SerializeToString()
-    half = to_half(proto)
-    assert proto.SerializeToString() == before, "the float graph stays as it was"
-    return model, proto, half
-
-
-@pytest.fixture(scope="module")
-def loud_b0(b0: Backbone) -> Graphs:
-    return graphs_of(loud(b0))
-
-
 @pytest.fixture(scope="module", params=["efficientvit_b0", "efficientvit_m0"])
-def graphs(request: pytest.FixtureRequest, settled: Callable[..., Backbone], loud_b0: Graphs) -> Graphs:
+def graphs(
+    request: pytest.FixtureRequest, settled: Callable[..., Backbone], b0: Backbone, b0_graph: onnx.ModelProto
+) -> Graphs:
     """A model, its float graph and its half graph."""
-    return loud_b0 if request.param == "efficientvit_b0" else graphs_of(settled(request.param, num_classes=10))
+    if request.param == "efficientvit_b0":
+        return b0, b0_graph, to_half(b0_graph)
+    model = settled(request.param, num_classes=10)
+    proto = to_onnx(fold(model), model.spec)
+    return model, proto, to_half(proto)
 
 
 def pictures(model: Backbone) -> torch.Tensor:
@@ -105,7 +85,7 @@ def test_pictures_and_logits_stay_float32_and_the_graph_is_valid(graphs: Graphs)
 
 def test_weights_are_half_as_large(graphs: Graphs) -> None:
     _, proto, half = graphs
-    assert kinds(half, "Conv", "Gemm") == dict.fromkeys(("Conv", "Gemm"), {TensorProto.FLOAT16})
+    assert kinds(half, "Conv", "Gemm") == {"Conv": {TensorProto.FLOAT16}, "Gemm": {TensorProto.FLOAT16}}
     sizes = [sum(tensor.ByteSize() for tensor in graph.graph.initializer) for graph in (proto, half)]
     assert sizes[1] < 0.55 * sizes[0]
 
@@ -116,7 +96,7 @@ def test_what_half_precision_ruins_stays_float32(graphs: Graphs) -> None:
     ruined = {"Softmax"}
     if model.spec.name == "efficientvit_b0":
         ruined = {"Div", "LayerNormalization", "MatMul", "ReduceSum", "Relu", "Split", "Concat"}
-    assert kinds(half, *ruined) == dict.fromkeys(ruined, {TensorProto.FLOAT})
+    assert kinds(half, *ruined) == {name: {TensorProto.FLOAT} for name in ruined}
 
 
 def test_nothing_is_cast_to_half_precision_and_back(graphs: Graphs) -> None:
@@ -139,14 +119,13 @@ def test_both_engines_are_near_the_float_model(graphs: Graphs, engine: str, tmp_
 
 
 def test_linear_attention_in_half_precision_would_overflow(
-    loud_b0: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    b0: Backbone, b0_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it not kept in float32; that it holds there is shown above."""
-    model, proto, _ = loud_b0
+    """That of this very model, which holds in float32, as is shown above."""
     monkeypatch.setattr(halving, "_linear_attention", lambda _: [])
-    spoilt = create_engine(written(to_half(proto), model, tmp_path / "m.onnx"), "onnxruntime")
+    spoilt = create_engine(written(to_half(b0_graph), b0, tmp_path / "m.onnx"), "onnxruntime")
     with pytest.raises(EngineError, match="NaN or infinity"):
-        spoilt.run(pictures(model).numpy())
+        spoilt.run(pictures(b0).numpy())
 
 
 @pytest.mark.usefixtures("traced_before")

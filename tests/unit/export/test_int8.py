@@ -132,7 +132,7 @@ def test_wrong_requests_are_refused(
         export(checkpoint, out, precision="int8")
     with pytest.raises(ConfigError, match="go together"):
         export(checkpoint, out, calibrate=photos)
-    with pytest.raises(ConfigError, match="expected fp32 or int8, got 'int4'"):
+    with pytest.raises(ConfigError, match="expected fp32, fp16 or int8, got 'int4'"):
         export(checkpoint, out, precision="int4")
     few = paint_classes(tmp_path / "few", per_class=2)
     with pytest.raises(DataError, match="--calibrate: expected at least 16 pictures, got 6"):

@@ -100,9 +100,7 @@ class Calls(nn.Module):
         (lambda x: nn.functional.scaled_dot_product_attention(x, x, x, torch.eye(4)), None),
     ],
 )
-def test_a_rule_changes_no_value(
-    function: Callable[[torch.Tensor], torch.Tensor], gone: str | None
-) -> None:
+def test_a_rule_changes_no_value(function: Callable[[torch.Tensor], torch.Tensor], gone: str | None) -> None:
     program = captured(Calls(function), SMALL)
     x_BCHW = pictures(1, SMALL.image_size)
     torch.testing.assert_close(program.module()(x_BCHW), function(x_BCHW), rtol=1e-5, atol=1e-6)

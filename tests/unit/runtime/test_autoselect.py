@@ -23,7 +23,7 @@ class Stub:
     def __init__(self, name, seconds=0.0, fails=""):
         self.name, self._seconds, self._fails = name, seconds, fails
 
-    def __call__(self, artefact, threads, streams):
+    def __call__(self, artefact, threads, streams, keep_compiled):
         Stub.made.append(self.name)
         if self._fails == "create":
             raise EngineError(f"{self.name} refused the model")

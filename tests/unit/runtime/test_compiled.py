@@ -13,6 +13,7 @@ from vitesse.runtime import compiled, engines
 from vitesse.runtime.artefact import cache_dir, read_artefact
 from vitesse.runtime.compiled import Blob
 from vitesse.runtime.engines import OpenVinoEngine, create_engine
+from vitesse.runtime.predictor import Predictor
 
 
 @pytest.fixture
@@ -34,6 +35,10 @@ def calls(monkeypatch):
     monkeypatch.setattr(engines, "openvino_core", Counting)
     monkeypatch.setattr(engines, "WORTH_KEEPING_S", 0.0)
     return seen
+
+
+def opened(artefact, **options):
+    return OpenVinoEngine(artefact, **options, keep_compiled=True)
 
 
 def blobs():
@@ -73,34 +78,46 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch):
 
 
 def test_a_model_is_compiled_once_and_then_read(tiny_artefact, x, calls):
-    first = OpenVinoEngine(tiny_artefact).run(x)[0]
+    first = opened(tiny_artefact).run(x)[0]
     assert "compile_model" in calls
     calls.clear()
-    again = OpenVinoEngine(tiny_artefact).run(x)[0]
+    again = opened(tiny_artefact).run(x)[0]
     assert calls == ["import_model"]
     np.testing.assert_array_equal(first, again)
 
 
 def test_a_blob_that_openvino_refuses_is_made_again(tiny_artefact, x, calls, monkeypatch):
-    expected = OpenVinoEngine(tiny_artefact).run(x)[0]
+    expected = opened(tiny_artefact).run(x)[0]
     monkeypatch.setattr(Blob, "recall", lambda self: b"whole, but of another kind")
     calls.clear()
-    np.testing.assert_array_equal(OpenVinoEngine(tiny_artefact).run(x)[0], expected)
+    np.testing.assert_array_equal(opened(tiny_artefact).run(x)[0], expected)
     assert "compile_model" in calls
 
 
 def test_other_settings_and_other_models_have_other_blobs(make_artefact, tiny_artefact, calls):
-    OpenVinoEngine(tiny_artefact, threads=1)
-    OpenVinoEngine(tiny_artefact, threads=2)
-    OpenVinoEngine(tiny_artefact, threads=2, streams=2)
-    OpenVinoEngine(read_artefact(make_artefact(size=("h", "w"))), threads=1)
+    opened(tiny_artefact, threads=1)
+    opened(tiny_artefact, threads=2)
+    opened(tiny_artefact, threads=2, streams=2)
+    opened(read_artefact(make_artefact(size=("h", "w"))), threads=1)
     assert len(blobs()) == 4
 
 
 def test_a_quick_model_is_not_kept(tiny_artefact, calls, monkeypatch):
     monkeypatch.setattr(engines, "WORTH_KEEPING_S", 60.0)
-    OpenVinoEngine(tiny_artefact)
+    opened(tiny_artefact)
     assert blobs() == []
+
+
+def test_what_is_only_tried_is_not_kept(tiny_artefact, calls):
+    create_engine(tiny_artefact, "openvino")
+    assert blobs() == []
+    Predictor(tiny_artefact, engine="openvino")
+    assert len(blobs()) == 1
+
+
+def test_more_streams_than_threads_are_refused(tiny_artefact):
+    with pytest.raises(EngineError, match="streams: expected at most one a thread, 2, got 3"):
+        create_engine(tiny_artefact, "onnxruntime", threads=2, streams=3)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

@@ -70,7 +70,7 @@ def test_batches_at_once_change_neither_records_nor_their_order(tiny_artefact, f
 def test_as_many_batches_as_streams_run_at_once(tiny_artefact, files, monkeypatch):
     """Each run waits for a second one; alone it would wait in vain."""
     meeting = threading.Barrier(2, timeout=10)
-    predictor = Predictor(tiny_artefact, engine="onnxruntime", batch_size=2, streams=2)
+    predictor = Predictor(tiny_artefact, engine="onnxruntime", batch_size=2, threads=2, streams=2)
 
     def run(batch_BCHW):
         meeting.wait()
