@@ -37,27 +37,36 @@ class Scores:
 def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
     """A source whose labels are the indices of a model with these classes.
 
-    Classes are matched by name where the data's names are known to the model at other indices, as in a folder
-    that lacks some of the classes; otherwise by index.
+    Labels stay where the names agree, or where the data or the model has numbers for names, or as many
+    classes as the other under names of another kind. Where the names are known to the model at other indices,
+    as in a folder that lacks some of the classes, they are moved there. Case, spaces and underscores do not
+    matter.
 
     Raises:
-        DataError: a label lies outside the model's classes, or only some of the names are known to it.
+        DataError: a label lies outside the model's classes, or names are none of the model's.
     """
-    index_of = {name: index for index, name in enumerate(class_names)}
+    index_of = {_plain(name): index for index, name in enumerate(class_names)}
     used = {int(label): source.class_names[label] for label in np.unique(source.labels)}
-    if all(index_of.get(name, label) == label for label, name in used.items()):
+    moved = {label: index_of.get(_plain(name)) for label, name in used.items()}
+    unknown = [used[label] for label, index in moved.items() if index is None]
+    in_place = all(index in (None, label) for label, index in moved.items())
+    numbered = all(map(str.isdigit, class_names)) or all(map(str.isdigit, used.values()))
+    if in_place and (len(unknown) < len(used) or numbered or len(source.class_names) == len(class_names)):
         _check_labels(source.labels, len(class_names))
         return source
-    unknown = [name for name in used.values() if name not in index_of]
     if unknown:
         raise DataError(
             f"{len(unknown)} of the data's {len(used)} classes are none of the model's {len(class_names)}, "
-            f"{unknown[0]!r} for one: rename its folders, or score a model of these classes"
+            f"{unknown[0]!r} for one: rename its folders, or take a model of these classes"
         )
-    moved = np.zeros(max(used) + 1, np.int64)
-    for label, name in used.items():
-        moved[label] = index_of[name]
-    return Relabelled(source, moved[source.labels], class_names)
+    table = np.zeros(max(used) + 1, np.int64)
+    for label, index in moved.items():
+        table[label] = index or 0
+    return Relabelled(source, table[source.labels], class_names)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").casefold()
 
 
 def _check_labels(labels_N: NDArray[np.int64], num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from vitesse.data.sources import FileSource, open_source
 from vitesse.errors import DataError
-from vitesse.metrics import score, top_hits
+from vitesse.metrics import score, top_hits, with_classes
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
@@ -88,3 +89,65 @@ def test_nothing_readable_is_an_error_not_a_zero(tmp_path: Path) -> None:
     source = FileSource([tmp_path / "absent.png"], [0], ["a"])
     with pytest.raises(DataError, match="no picture could be read"):
         score(MeanColour(), source, SPEC)
+
+
+class Memory:
+    """A source of labels and names alone."""
+
+    def __init__(self, labels: list[int], class_names: tuple[str, ...]) -> None:
+        self.labels, self.class_names, self.fingerprint = np.asarray(labels), class_names, "memory"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def read(self, index: int) -> bytes:
+        return bytes([index])
+
+
+NAMES = ("blue", "dark green", "red")
+
+
+@pytest.mark.parametrize(
+    ("data_names", "labels", "expected"),
+    [
+        (("red", "blue"), [0, 1, 0], [2, 0, 2]),  # a folder that lacks a class
+        (("red", "dark green", "blue"), [0, 1, 2], [2, 1, 0]),
+        (("blue", "Dark_Green", "red"), [2, 1, 0], [2, 1, 0]),
+        (("0", "1", "2", "3"), [1, 0], [1, 0]),  # numbers for names
+        (("n01", "n02", "n03"), [1, 0], [1, 0]),  # as many, under other names
+        (("blue", "1", "2", "3"), [0, 0], [0, 0]),  # a list that names only some
+        (("x", "blue"), [1, 1], [0, 0]),  # names of no picture do not matter
+    ],
+)
+def test_classes_are_matched_by_name_where_the_model_knows_them(
+    data_names: tuple[str, ...], labels: list[int], expected: list[int]
+) -> None:
+    source = Memory(labels, data_names)
+    found = with_classes(source, NAMES)
+    assert found.labels.tolist() == expected
+    assert [found.read(i) for i in range(len(found))] == [source.read(i) for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("data_names", "labels", "message"),
+    [
+        (("cat", "dog"), [0, 1], "2 of the data's 2 classes are none of the model's 3, 'cat' for one"),
+        (("red", "cat"), [0, 1], "1 of the data's 2 classes"),
+        (("0", "1", "2", "3"), [3], "the model has 3 classes, the data has label 3"),
+    ],
+)
+def test_other_classes_are_refused(data_names: tuple[str, ...], labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_classes(Memory(labels, data_names), NAMES)
+
+
+def test_a_folder_that_lacks_classes_is_scored_as_one_that_has_them(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
+    root = paint_classes(tmp_path, per_class=4)
+    shutil.rmtree(root / "blue")
+    source = with_classes(open_source(root), ("blue", "green", "red"))
+    assert score(MeanColour(), source, SPEC).top1 == 1.0

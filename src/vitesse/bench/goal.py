@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitesse.bench.measure import Timing
+from vitesse.bench.measure import Timing, comparable
 from vitesse.errors import ConfigError
 
 _CONDITION = re.compile(r"\s*(top1|ms|img_per_s|macs|batch)\s*(>=|<=|=)\s*([\d.]+)\s*$")
@@ -38,7 +38,12 @@ class Goal:
         return cls(tuple(conditions))
 
     def answer(self, timings: Sequence[Timing]) -> Timing | None:
-        """The fastest timing that meets all conditions; one whose accuracy is not known does not meet one."""
+        """The fastest timing that meets all conditions.
+
+        Where one is about accuracy, only `comparable` ones can meet it.
+        """
+        if any(name == "top1" for name, _, _ in self.conditions):
+            timings = comparable(timings)
         fitting = [t for t in timings if t.samples_s and all(self._met(t, *c) for c in self.conditions)]
         return min(fitting, key=lambda timing: timing.median_s, default=None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -205,6 +206,13 @@ def _drift(first: Sequence[Timing], now: Sequence[Timing]) -> Mapping[int, float
         if then.samples_s and again.samples_s:
             ratios[then.batch_size].append(then.median_s / again.median_s)
     return {batch_size: statistics.median(found) for batch_size, found in ratios.items()}
+
+
+def comparable(timings: Sequence[Timing]) -> list[Timing]:
+    """Those whose accuracy is known and was measured on the pictures that most were measured on."""
+    known = [timing for timing in timings if timing.contender.top1 is not None]
+    counts = Counter(timing.contender.top1_on for timing in known)
+    return [t for t in known if t.contender.top1_on == counts.most_common(1)[0][0]]
 
 
 def best_by_model(

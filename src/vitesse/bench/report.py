@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitesse.bench.measure import Timing, best_by_model
+from vitesse.bench.measure import Timing, best_by_model, comparable
 from vitesse.bench.peers import PREFIX
 from vitesse.errors import require
+from vitesse.files import atomic_path
 
 PLACES = (
     (6, -3, "left"),
@@ -68,13 +69,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_front(timings: Sequence[Timing], path: Path) -> None:
     """Accuracy against latency, each model at its fastest engine and precision, one panel a batch size.
 
-    Models whose accuracy nobody published are left out.
+    Models whose accuracy is not known, or was measured on other pictures than most, are left out.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     plt = require("matplotlib.pyplot", "bench")
-    best = [timing for timing in best_by_model(timings).values() if timing.contender.top1 is not None]
+    best = comparable(list(best_by_model(timings).values()))
     sizes = sorted({timing.batch_size for timing in best})
     figure, axes = plt.subplots(
         1, max(1, len(sizes)), figsize=(7.5 * max(1, len(sizes)), 6), layout="constrained", squeeze=False
@@ -82,10 +83,11 @@ def draw_front(timings: Sequence[Timing], path: Path) -> None:
     for axis, batch_size in zip(axes[0], sizes, strict=False):
         _draw_panel(axis, [timing for timing in best if timing.batch_size == batch_size])
         axis.set_title(f"batch {batch_size}, {best[0].threads} thread{'s' if best[0].threads > 1 else ''}")
-        axis.set_ylabel("ImageNet-1k top-1, published (%)")
+        axis.set_ylabel(f"top-1 on {best[0].contender.top1_on} (%)")
         what = "the model alone" if best[0].contender.stage == "model" else "photos to labels"
         axis.set_xlabel(f"ms a picture, {what}, fastest engine and precision (log scale)")
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 
@@ -102,7 +104,7 @@ def _draw_panel(axis: Any, timings: Sequence[Timing]) -> None:
     for label, colour, marker in (("Vitesse", OURS, "o"), ("timm", THEIRS, "s")):
         axis.scatter([], [], color=colour, marker=marker, label=f"{label}: filled int8, open fp32")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", fontsize=8, title="accuracy as published for fp32", title_fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
     _name_points(axis, points, timings)
 
 

@@ -57,14 +57,19 @@ def run(
       vitesse bench shvit_s1 shvit_s2 efficientvit_m5 --goal 'top1>=75, batch=1'
     """
     from vitesse.bench import Goal, benchmark
+    from vitesse.bench.limits import gemm_rates
     from vitesse.cli.show_bench import show_bench
-    from vitesse.errors import ConfigError
+    from vitesse.errors import ConfigError, require
 
     wanted = Goal.parse(goal) if goal else None
     try:
         sizes = tuple(int(size) for size in batch_size.split(","))
     except ValueError:
         raise ConfigError(f"--batch-size: expected numbers such as 1,16, got {batch_size!r}") from None
+    if out is not None:  # what would fail after the timing fails before it
+        require("matplotlib", "bench")
+        out.mkdir(parents=True, exist_ok=True)
+    require("onnx", "bench")
     timings = benchmark(
         models or [],
         peers=peers,
@@ -76,4 +81,4 @@ def run(
         stage=stage,
         data=data,
     )
-    return show_bench(timings, goal=wanted, out=out, threads=threads, as_json=as_json)
+    return show_bench(timings, gemm_rates(threads), goal=wanted, out=out, as_json=as_json)

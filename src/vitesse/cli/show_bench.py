@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 def show_bench(
-    timings: Sequence[Timing], *, goal: Goal | None, out: Path | None, threads: int, as_json: bool
+    timings: Sequence[Timing],
+    limits: Mapping[str, float],
+    *,
+    goal: Goal | None,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     """The table or JSON lines, the answer to the goal, and with `out` the record, table and picture."""
-    from vitesse.bench.limits import gemm_rates
     from vitesse.bench.report import markdown
 
-    limits = gemm_rates(threads)
     if as_json:
         for timing in timings:
             print(json.dumps({k: v for k, v in timing.to_dict().items() if k != "samples_ms"}))
@@ -43,6 +46,7 @@ def _answer(goal: Goal, timings: Sequence[Timing]) -> str:
     return (
         f"take {who.model} in {who.precision} on {who.engine}: {1000 * found.median_s:.2f} ms a picture "
         f"at batch {found.batch_size}"
+        + ("" if who.top1 is None else f", top-1 {who.top1:.1%} on {who.top1_on}")
     )
 
 
@@ -56,8 +60,10 @@ def _write(timings: Sequence[Timing], limits: Mapping[str, float], out: Path) ->
         "limits_macs_per_s": limits,
         "timings": [t.to_dict() for t in timings],
     }
+    written = ["bench.json", "bench.md"]
     write_atomically(out / "bench.json", json.dumps(record, indent=1).encode())
     write_atomically(out / "bench.md", markdown(timings, limits).encode())
     if any(t.samples_s and t.contender.top1 is not None for t in timings):
         draw_front(timings, out / "bench.png")
-    say(f"written: {out}/bench.json, bench.md, bench.png")
+        written.append("bench.png")
+    say(f"written to {out}: {', '.join(written)}")

@@ -19,8 +19,8 @@ SUFFIX = ".mlpackage"
 def write(model: nn.Module, spec: ModelSpec, path: Path, *, precision: str = "fp32") -> Mapping[str, Any]:
     """Write a folded model for pictures one by one, for iOS 16 and macOS 13; gives counts of its operators.
 
-    Nothing but Apple's systems can run it; what was written is read again and its input, output and operators
-    are compared with the torch program.
+    Nothing but Apple's systems can run it; what was written is read again, its input and output are compared
+    with the model's and its operators counted.
 
     Args:
         precision: `fp32`, or `fp16`, which Apple's neural engine needs.

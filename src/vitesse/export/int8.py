@@ -92,14 +92,15 @@ def to_int8(
         DataError: too few pictures, or none of the model's kind.
         ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
     """
-    seen, unseen = _parted(with_classes(open_source(calibrate, "train"), fp32.manifest.class_names))
+    source = with_classes(open_source(calibrate, "train"), fp32.manifest.class_names)
+    seen, unseen = _parted(source, hold_out=data is None)
     images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
     if data is None:
         data, dataset = unseen, {"dataset": Path(calibrate).name, "split": "held out of calibration"}
     fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess).top1
     _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
     floats: list[str] = []
-    int8_proto = quantize(proto, images_BCHW)
+    int8_proto = quantize(proto, images_BCHW, floats)
     for attempts_left in reversed(range(ATTEMPTS)):
         int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
         found = _compare(fp32, int8, data, fp32_top1)
@@ -138,10 +139,18 @@ def calibration_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np
     return np.stack(tensors)
 
 
-def _parted(source: Source) -> tuple[Source, Source]:
-    """Pictures to calibrate on and others to compare on, drawn by seed 0; halves of a small source."""
+def _parted(source: Source, *, hold_out: bool) -> tuple[Source, Source]:
+    """Pictures to calibrate on and others, drawn by seed 0; with `hold_out` at least half are others.
+
+    Raises:
+        DataError: too few.
+    """
+    wanted = MIN_CALIBRATION_IMAGES * (1 + hold_out)
+    if len(source) < wanted:
+        half = ", half of them to compare on" if hold_out else ""
+        raise DataError(f"--calibrate: expected at least {wanted} pictures{half}, got {len(source)}")
     order = np.random.default_rng(0).permutation(len(source))
-    first = min(CALIBRATION_IMAGES, len(source) // 2)
+    first = min(CALIBRATION_IMAGES, len(source) // 2 if hold_out else len(source))
     seen, unseen = order[:first], order[first:][:HELD_OUT_IMAGES]
     return Subset(source, np.sort(seen)), Subset(source, np.sort(unseen))
 

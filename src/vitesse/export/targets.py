@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,13 +145,24 @@ def install(sidecar: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     written = sidecar.with_suffix("")
     if written.is_dir():
-        shutil.rmtree(folder / written.name, ignore_errors=True)
-        shutil.move(written, folder / written.name)
-    elif written.is_file():
-        for part in _files_of(written):
+        _replace_folder(written, folder / written.name)
+    else:
+        for part in reversed(_files_of(written)):  # what others refer to comes first
             write_atomically(folder / part.name, part.read_bytes())
     write_atomically(folder / sidecar.name, sidecar.read_bytes())
     return folder / sidecar.name
+
+
+def _replace_folder(written: Path, target: Path) -> None:
+    """Put a folder in another's place; a kill leaves one of them whole, at worst under a hidden name."""
+    new, old = (
+        target.with_name(f".{target.name}.{secrets.token_hex(6)}.{state}") for state in ("new", "old")
+    )
+    shutil.copytree(written, new)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _parity(

@@ -43,7 +43,7 @@ Outcome = tuple[Prediction, ...] | str
 """What came of a tensor: its predictions, or why there are none."""
 
 AHEAD = 4
-"""Batches under way at most: one that runs, the others decoded meanwhile, so that neither half waits."""
+"""Batches under way at most: one that runs, the others decoded meanwhile. A further stream adds one."""
 
 
 class Predictor:
@@ -110,8 +110,9 @@ class Predictor:
         """Classify sources as they come, however many.
 
         Every source gives one record, in order; what cannot be decoded, or makes the engine fail, gives one
-        with `error` set and does not affect others. Sources are read at most `AHEAD` batches ahead. Closing
-        the iterator early stops the decoding. An unnamed source is called `input N`, counted from 0.
+        with `error` set and does not affect others. Sources are read at most `AHEAD` batches ahead, with N
+        streams `AHEAD` + N - 1. Closing the iterator early stops the decoding. An unnamed source is called
+        `input N`, counted from 0.
 
         Raises:
             ConfigError: `sources` is one picture and not a collection of them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vitesse.bench.limits import gemm_rates
 from vitesse.bench.measure import best_by_model
 from vitesse.bench.peers import PEERS, chosen_peers
 from vitesse.bench.report import draw_front, markdown, pareto_front
+from vitesse.catalogue import facts
 from vitesse.cli import run as command
 from vitesse.errors import ConfigError, EngineError, UnknownModelError
 from vitesse.runtime.artefact import Artefact
@@ -270,3 +272,51 @@ def test_the_command_prints_lines_and_writes_a_record(make_artefact, tmp_path: P
     assert record["environment"]["cpu"]
     assert (tmp_path / "out" / "bench.md").read_text().count("\n") == 6
     assert command(["bench", str(path), "--batch-size", "one"]) == 2
+
+
+def test_one_that_fails_in_a_round_ends_with_its_reason_and_the_others_go_on():
+    runs = itertools.count()
+
+    def fails_late(batch):
+        if next(runs) > 400:
+            raise EngineError("out of\nmemory")
+
+    late = contender("late", start=lambda: fails_late)
+    late_timing, other = time_interleaved([late, contender("other")], (1,), rounds=30, threads=1)
+    assert (late_timing.error, late_timing.samples_s) == ("out of memory", ())
+    assert len(other.samples_s) == 30
+
+
+def test_whatever_an_exporter_meets_is_the_models_row(monkeypatch):
+    def fail(spec, precision):
+        raise ValueError("axis out of range")
+
+    monkeypatch.setattr(making, "exported", fail)
+    found = list(making.contenders(["timm:resnet50"], ["onnxruntime"], ["fp32"], 1))
+    assert [c.error for c in found] == ["export failed: axis out of range"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("timm:shvit_s4", 256), ("shvit_s4", 256), ("timm:mobilevit_xxs", 256), ("timm:x", 224)],
+)
+def test_both_sides_of_a_comparison_have_the_same_size(name, size):
+    assert making._spec_and_accuracy(name)[0].image_size == (size, size)
+
+
+def test_the_macs_of_a_file_are_its_own_or_unknown(tiny_artefact):
+    manifest = tiny_artefact.manifest
+    assert making._macs_of(manifest) is None
+    assert making._macs_of(replace(manifest, provenance={"macs": 12})) == 12
+    model = replace(manifest.model, name="shvit_s4", image_size=(256, 256))
+    preprocess = replace(manifest.preprocess, image_size=(256, 256))
+    assert making._macs_of(replace(manifest, model=model, preprocess=preprocess)) == facts("shvit_s4").macs
+    assert making._macs_of(replace(manifest, model=replace(model, image_size=(24, 32)))) is None
+
+
+def test_accuracies_on_other_pictures_are_not_compared():
+    imagenet = [timing(name, 1.0, top1=0.7) for name in "ab"]
+    cifar = timing("c", 0.1, top1=0.9, top1_on="cifar100")
+    assert measure.comparable([*imagenet, cifar]) == imagenet
+    assert Goal.parse("top1>=60").answer([*imagenet, cifar]) == imagenet[0]
+    assert Goal.parse("ms<=100000").answer([*imagenet, cifar]) == cifar

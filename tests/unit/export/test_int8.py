@@ -135,10 +135,28 @@ def test_wrong_requests_are_refused(
     with pytest.raises(ConfigError, match="expected fp32, fp16 or int8, got 'int4'"):
         export(checkpoint, out, precision="int4")
     few = paint_classes(tmp_path / "few", per_class=2)
-    with pytest.raises(DataError, match="--calibrate: expected at least 16 pictures, got 6"):
+    with pytest.raises(DataError, match="at least 32 pictures, half of them to compare on, got 6"):
         export(checkpoint, out, precision="int8", calibrate=few)
     for file in sorted(few.rglob("*.png")):
         file.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"got 0; .*expected a"):
         export(checkpoint, out, precision="int8", calibrate=few)
     assert not out.exists()
+
+
+def test_pictures_that_the_model_knows_nothing_of_are_refused(
+    checkpoint: Path, tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
+    """Their colours stand in folders of other colours' names."""
+    data = paint_classes(tmp_path / "data", per_class=12, size=SIDE)
+    for name, other in (("blue", "x"), ("green", "blue"), ("red", "green"), ("x", "red")):
+        (data / name).rename(data / other)
+    with pytest.raises(DataError, match="no more than chance: these are not the model's classes"):
+        export(checkpoint, tmp_path / "m.onnx", precision="int8", calibrate=data)
+
+
+def test_a_small_source_is_parted_in_halves(photos: Path) -> None:
+    seen, unseen = int8._parted(open_source(photos), hold_out=True)
+    assert (len(seen), len(unseen)) == (45, 45)
+    assert not set(seen.indices) & set(unseen.indices)
+    assert len(int8._parted(open_source(photos), hold_out=False)[0]) == 90
