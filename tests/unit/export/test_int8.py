@@ -137,10 +137,11 @@ def test_wrong_requests_are_refused(
     few = paint_classes(tmp_path / "few", per_class=2)
     with pytest.raises(DataError, match="at least 32 pictures, half of them to compare on, got 6"):
         export(checkpoint, out, precision="int8", calibrate=few)
-    for file in sorted(few.rglob("*.png")):
+    broken = paint_classes(tmp_path / "broken", per_class=12)
+    for file in sorted(broken.rglob("*.png")):
         file.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"got 0; .*expected a"):
-        export(checkpoint, out, precision="int8", calibrate=few)
+        export(checkpoint, out, precision="int8", calibrate=broken)
     assert not out.exists()
 
 
