@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 
@@ -55,6 +56,37 @@ def test_options_do_not_change_the_answer(predict, album):
     plain = predict(album, "--json").out
     assert predict(album, "--json", "--batch-size", 1, "--threads", 1).out == plain
     assert predict(album, "--json", "--batch-size", 64).out == plain
+    assert predict(album, "--json", "--batch-size", 1, "--threads", 2, "--streams", 2).out == plain
+
+
+def test_a_model_for_any_size_takes_the_size_asked_for(
+    vitesse, album, make_artefact, tiny_artefact, tiny_reference
+):
+    model = make_artefact(size=("height", "width"))
+    arguments = [album / "b.jpg", "--model", model, "--engine", "onnxruntime", "--json"]
+    for text, size in (("40x20", (40, 20)), ("31", (31, 31))):
+        (record,) = vitesse("predict", *arguments, "--image-size", text).records
+        spec = dataclasses.replace(tiny_artefact.manifest.preprocess, image_size=size)
+        logits = tiny_reference(load_tensor(album / "b.jpg", spec)[None])[0]
+        scores = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(
+            [p["score"] for p in record["predictions"]], -np.sort(-scores)[:5], atol=1e-6
+        )
+    assert len({vitesse("predict", *arguments, "--image-size", text).out for text in ("40x20", "20x40")}) == 2
+
+
+def test_a_model_for_one_size_refuses_another(predict, one_error, album):
+    assert predict(album / "b.jpg", "--image-size", "24X32").code == 0
+    said = one_error(predict(album / "b.jpg", "--image-size", "32x24"), 2)
+    assert said.endswith(
+        "takes 24x32 pixels alone, got 32x24; export it with --dynamic-size, or for that size"
+    )
+
+
+@pytest.mark.parametrize("text", ["0", "0x64", "-64", "64x", "x64", "64x64x3", "6.5", "big", "", "64 x 64"])
+def test_what_is_no_size_is_refused(predict, one_error, text):
+    said = one_error(predict("x.jpg", "--image-size", text), 2)
+    assert said == f"--image-size: expected pixels such as 384, or 384x512, got {text!r}"
 
 
 def test_folders_are_searched_to_any_depth_by_name(predict, album):

@@ -100,15 +100,16 @@ def test_doctor_reports_what_a_bug_report_needs(capsys: Capture) -> None:
 
 
 def test_evaluate_prints_fractions(
-    tiny_artefact: Artefact, tmp_path: Path, paint_classes: Callable[..., Path], capsys: Capture
+    make_artefact: Callable[..., Path], tmp_path: Path, paint_classes: Callable[..., Path], capsys: Capture
 ) -> None:
     data = paint_classes(tmp_path, per_class=4)
     (data / "red" / "000.png").write_bytes(b"broken")
+    names = ["blue", "green", "red", *(f"class {index}" for index in range(3, 10))]
     arguments = [
         "evaluate",
         str(data),
         "--model",
-        str(tiny_artefact.path),
+        str(make_artefact({"class_names": names})),
         "--engine",
         "onnxruntime",
         "--json",

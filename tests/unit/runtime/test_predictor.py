@@ -212,7 +212,7 @@ def test_one_picture_alone_is_a_mistake_that_is_explained(predictor, one):
         predictor.stream(one)
 
 
-@pytest.mark.parametrize("option", ["batch_size", "top_k", "workers"])
+@pytest.mark.parametrize("option", ["batch_size", "top_k", "workers", "streams"])
 def test_numbers_below_one_are_refused(tiny_artefact, option):
     with pytest.raises(ConfigError, match=f"{option}: expected at least 1, got 0"):
         Predictor(tiny_artefact, **{option: 0})
