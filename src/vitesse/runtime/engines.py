@@ -56,6 +56,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self, artefact: Artefact, threads: int | None = None, streams: int = 1, keep_compiled: bool = False
     ) -> None:
+        require("onnxruntime", "core")  # what is not installed is no refusal
         # The callers of `run` are threads too; those of the session help all of them.
         with _refusing(self.name, "refused the model"):
             self._session = onnxruntime_session(artefact.data, (threads or usable_cpus()) - streams + 1)

@@ -30,9 +30,12 @@ def settled() -> Callable[..., Backbone]:
     Its normalisations have the statistics of noise; gains and bias tables are as training leaves them.
     """
 
-    def make(name: str, image_size: tuple[int, int] = (64, 64), num_classes: int = 3) -> Backbone:
+    def make(
+        name: str, image_size: tuple[int, int] = (64, 64), num_classes: int = 3, distilled: bool = False
+    ) -> Backbone:
         torch.manual_seed(0)
-        model = build(ModelSpec(name=name, image_size=image_size, num_classes=num_classes))
+        spec = ModelSpec(name=name, image_size=image_size, num_classes=num_classes, distilled=distilled)
+        model = build(spec)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None
@@ -42,7 +45,7 @@ def settled() -> Callable[..., Backbone]:
             if "attention_bias" in key:
                 nn.init.normal_(parameter)
         with torch.no_grad():
-            model.train()(torch.randn(32, 3, *(min(side, 96) for side in image_size)))
+            model.train()(torch.randn(16, 3, *image_size))
         return model.eval()
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,20 +70,20 @@ def test_the_artefact_carries_what_inference_needs_and_its_proof(
         "vit_tiny_patch16",
     ],
 )
-def test_both_engines_give_torchs_logits(name: str, tmp_path: Path, randomise: Randomise) -> None:
-    spec = ModelSpec(name=name)
-    model = randomise(build(spec)).eval()
+def test_both_engines_give_torchs_logits(name: str, tmp_path: Path, settled: Callable[..., Backbone]) -> None:
+    model = settled(name, (224, 224), num_classes=1000)
     classes = tuple(map(str, range(1000)))
-    manifest = Manifest(model=spec, class_names=classes, preprocess=PreprocessSpec())
-    write_artefact(to_onnx(fold(model), spec), manifest, tmp_path / "m.onnx")
+    manifest = Manifest(model=model.spec, class_names=classes, preprocess=PreprocessSpec())
+    write_artefact(to_onnx(fold(model), model.spec), manifest, tmp_path / "m.onnx")
     artefact = read_artefact(tmp_path / "m.onnx")
     x_BCHW = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(x_BCHW).numpy()
+    assert expected.std(0).mean() > 0.05, "the logits say something of the picture"
     for engine in ("onnxruntime", "openvino"):
         for count in (1, 3):
             logits_BK = create_engine(artefact, engine).run(x_BCHW[:count].numpy())[0]
-            assert np.abs(logits_BK - expected[:count]).max() <= 1e-4, engine
+            assert np.abs(logits_BK - expected[:count]).max() <= 1e-4 * max(1, expected.max()), engine
 
 
 @pytest.mark.usefixtures("traced_before")
@@ -159,8 +160,9 @@ def any_size(
     saved: Callable[[Backbone], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AnySize:
-    """A model and its artefact for any size."""
-    model, out = settled(request.param, (64, 96)), tmp_path_factory.mktemp("any") / "m.onnx"
+    """A model and its artefact for any size; at its own size SHViT's last map has one row."""
+    model, out = settled(request.param, (128, 160)), tmp_path_factory.mktemp("any") / "m.onnx"
+    model.spec = replace(model.spec, image_size=(64, 96))
     return model, export(saved(model), out, dynamic_size=True).path
 
 
