@@ -79,7 +79,7 @@ def test_both_engines_give_torchs_logits(name: str, tmp_path: Path, settled: Cal
     x_BCHW = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(x_BCHW).numpy()
-    assert expected.std(0).mean() > 0.05, "the logits say something of the picture"
+    assert expected.std(0).mean() > 0.01, "the logits say something of the picture"
     for engine in ("onnxruntime", "openvino"):
         for count in (1, 3):
             logits_BK = create_engine(artefact, engine).run(x_BCHW[:count].numpy())[0]

@@ -35,7 +35,7 @@ def graphs(
     """A model, its float graph and its half graph."""
     if request.param == "efficientvit_b0":
         return b0, b0_graph, to_half(b0_graph)
-    model = settled(request.param, num_classes=10)
+    model = settled(request.param, num_classes=10, pictures=32)
     proto = to_onnx(fold(model), model.spec)
     return model, proto, to_half(proto)
 
