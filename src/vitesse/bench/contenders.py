@@ -19,7 +19,7 @@ import numpy as np
 
 from vitesse.bench.measure import Contender, Runner, one_line
 from vitesse.bench.peers import PEERS, PREFIX
-from vitesse.catalogue import facts
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts
 from vitesse.errors import ArtefactError, ConfigError, EngineError, VitesseError, from_extra
 from vitesse.progress import say
 from vitesse.provenance import versions
@@ -46,7 +46,9 @@ def contenders(
         threads: of every engine.
     """
     for model in models:
-        if model.endswith(".onnx"):
+        if Path(model).suffix in (CHECKPOINT_SUFFIX, *PICKLE_SUFFIXES):
+            raise ConfigError(f"{model}: expected a name or an artefact (.onnx); run `vitesse export` first")
+        if model.endswith(ARTEFACT_SUFFIX):
             yield from _of_file(Path(model), engines, threads)
         else:
             yield from _of_name(model, engines, precisions, threads)

@@ -320,3 +320,9 @@ def test_accuracies_on_other_pictures_are_not_compared():
     assert measure.comparable([*imagenet, cifar]) == imagenet
     assert Goal.parse("top1>=60").answer([*imagenet, cifar]) == imagenet[0]
     assert Goal.parse("ms<=100000").answer([*imagenet, cifar]) == cifar
+
+
+@pytest.mark.parametrize("name", ["a.pth", "runs/model.safetensors"])
+def test_a_checkpoint_is_exported_before_it_is_timed(name):
+    with pytest.raises(ConfigError, match=f"{name}: expected a name or an artefact .*vitesse export"):
+        benchmark([name], rounds=1)
