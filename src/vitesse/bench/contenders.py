@@ -20,11 +20,18 @@ import numpy as np
 from vitesse.bench.measure import Contender, Runner, one_line
 from vitesse.bench.peers import PEERS, PREFIX
 from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts
-from vitesse.errors import ArtefactError, ConfigError, EngineError, VitesseError, from_extra
+from vitesse.errors import (
+    ArtefactError,
+    ConfigError,
+    EngineError,
+    MissingExtraError,
+    VitesseError,
+    from_extra,
+)
 from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, cache_dir, read_artefact
-from vitesse.runtime.engines import Engine, available_engines, create_engine
+from vitesse.runtime.engines import ENGINES, Engine, available_engines, create_engine
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 
 TORCH_ENGINES = ("torch", "torch-compile")
@@ -241,13 +248,16 @@ def chosen_engines(names: str) -> tuple[str, ...]:
     """`all`, or names separated by commas.
 
     Raises:
-        ConfigError: an unknown name, or an engine that is not installed.
+        ConfigError: an unknown name.
+        MissingExtraError: an engine that is not installed.
     """
-    known = (*available_engines(), *TORCH_ENGINES)
+    known = (*ENGINES, *TORCH_ENGINES)
     if names == "all":
         return (*available_engines(), "torch")
     wanted = tuple(name.strip() for name in names.split(","))
     for name in wanted:
         if name not in known:
             raise ConfigError(f"--engine: expected of {', '.join(known)}, got {name!r}")
+        if name in ENGINES and name not in available_engines():
+            raise MissingExtraError(name, "bench")
     return wanted

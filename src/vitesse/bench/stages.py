@@ -47,8 +47,8 @@ def of_stage(
         raise ConfigError(f"--stage: expected {', '.join(STAGES)}, got {stage!r}")
     if stage == "model":
         return list(contenders)
-    if data is None:
-        raise ConfigError(f"--stage {stage}: expected --data DIR with photos")
+    if data is None or not Path(data).is_dir():
+        raise ConfigError(f"--stage {stage}: expected --data DIR with photos, got {data}")
     photos = [picture for picture in expand([str(data)]) if isinstance(picture, Path)][:PHOTOS]
     if stage == "data":
         return list(_decoding(contenders, photos, threads))

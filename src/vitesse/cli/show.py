@@ -132,6 +132,7 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     targets = [{**json.loads(path.read_bytes()), "out": str(path.with_suffix(""))} for path in sidecars]
     if as_json:
         record = {"out": str(artefact.path), "bytes": len(artefact.data), "sha256": artefact.sha256}
+        record["precision"] = artefact.manifest.precision
         for target in targets:
             del target["manifest"]
         print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy), "targets": targets})
@@ -139,7 +140,8 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     images = parity.pop("images", None)
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
-    print(f"  largest difference of logits from torch on {images} images: {engines}")
+    made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
+    print(f"  largest difference of logits from torch on {images} images{made_from}: {engines}")
     if accuracy:
         print(
             f"  top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on {accuracy['images']} pictures"

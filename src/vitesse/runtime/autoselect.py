@@ -66,15 +66,15 @@ def sample_batch(artefact: Artefact, size: int) -> NDArray[np.float32]:
 
 
 class Memory:
-    """The remembered winner for one artefact, CPU model, number of threads and set of engine versions.
+    """The remembered winner for one artefact, CPU model, numbers of threads and streams, engine versions.
 
     It lies in `cache_dir()/engines.json`. A file that cannot be read or written is as good as none.
     """
 
-    def __init__(self, engines: tuple[str, ...], sha256: str, threads: int) -> None:
+    def __init__(self, engines: tuple[str, ...], sha256: str, threads: int, streams: int = 1) -> None:
         versions = ",".join(f"{name}={version_of(name)}" for name in engines)
         self._engines = engines
-        self._key = f"{sha256}|{cpu_model()}|threads={threads}|{versions}"
+        self._key = f"{sha256}|{cpu_model()}|threads={threads}|streams={streams}|{versions}"
         self._path = cache_dir() / "engines.json"
 
     def recall(self) -> str | None:

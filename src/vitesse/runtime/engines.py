@@ -11,6 +11,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -183,8 +184,8 @@ def create_engine(
     """The engine of this name, or with `auto` the fastest of those installed.
 
     `auto` with one engine installed takes it. With more it runs each on this artefact, keeps the one that
-    `vitesse.runtime.autoselect.fastest` names, and remembers it for this artefact, CPU, number of threads and
-    these engine versions. An engine that fails on the artefact is left out.
+    `vitesse.runtime.autoselect.fastest` names, and remembers it for this artefact, CPU, numbers of threads
+    and streams, and these engine versions. An engine that fails on the artefact is left out.
 
     Args:
         artefact: what to run.
@@ -223,7 +224,7 @@ def _fastest_engine(artefact: Artefact, threads: int | None, streams: int, keep_
         return ENGINES[names[0]](artefact, threads, streams, keep_compiled)
     height, width = artefact.manifest.model.image_size
     model = f"{artefact.sha256}@{height}x{width}"
-    memory = autoselect.Memory(names, model, threads or usable_cpus())
+    memory = autoselect.Memory(names, model, threads or usable_cpus(), streams)
     if (known := memory.recall()) is not None:
         with contextlib.suppress(VitesseError):
             return ENGINES[known](artefact, threads, streams, keep_compiled)
@@ -238,9 +239,16 @@ def _fastest_engine(artefact: Artefact, threads: int | None, streams: int, keep_
             failures.append(str(error))
     if not engines:
         raise EngineError("no installed engine runs this artefact: " + "; ".join(failures))
-    winner = autoselect.fastest({name: engine.run for name, engine in engines.items()}, artefact)
+    with ThreadPoolExecutor(streams, "vitesse-measure") as callers:
+        runners = {name: _by_all(callers, streams, engine.run) for name, engine in engines.items()}
+        winner = autoselect.fastest(runners, artefact)
     memory.remember(winner)
     return engines[winner]
+
+
+def _by_all(callers: ThreadPoolExecutor, streams: int, run: autoselect.Runner) -> autoselect.Runner:
+    """A batch run by as many callers at once as there are streams."""
+    return lambda batch_BCHW: list(callers.map(run, [batch_BCHW] * streams))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from vitesse.bench.peers import PEERS, chosen_peers
 from vitesse.bench.report import draw_front, markdown, pareto_front
 from vitesse.catalogue import facts
 from vitesse.cli import run as command
-from vitesse.errors import ConfigError, EngineError, UnknownModelError
+from vitesse.errors import ConfigError, EngineError, MissingExtraError, UnknownModelError
 from vitesse.runtime.artefact import Artefact
 from vitesse.runtime.engines import usable_cpus
 
@@ -207,6 +207,12 @@ def test_no_model_and_unknown_models_are_refused():
 def test_an_engine_that_runs_none_of_the_models_is_refused(make_artefact):
     with pytest.raises(ConfigError, match="--engine: torch runs none of these models"):
         benchmark([str(make_artefact())], engines="torch")
+
+
+def test_an_engine_that_is_not_installed_names_its_extra(make_artefact, monkeypatch):
+    monkeypatch.setattr(making, "available_engines", lambda: ("onnxruntime",))
+    with pytest.raises(MissingExtraError, match=r"openvino, which is not installed.*vitesse\[bench\]"):
+        benchmark([str(make_artefact())], engines="openvino")
 
 
 def test_a_file_is_timed_on_every_engine(make_artefact):

@@ -117,5 +117,7 @@ def test_a_stage_with_files_divides_by_their_number_and_claims_no_share_of_the_l
 def test_a_stage_with_files_needs_them(tiny_artefact, capsys):
     assert command(["bench", str(tiny_artefact.path), "--stage", "data"]) == 2
     assert "--stage data: expected --data DIR with photos" in capsys.readouterr().err
+    assert command(["bench", str(tiny_artefact.path), "--stage", "data", "--data", "nowhere"]) == 2
+    assert "expected --data DIR with photos, got nowhere" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="model, data, end-to-end"):
         stages.of_stage("decode", [], Path(), threads=1)

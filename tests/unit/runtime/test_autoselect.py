@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import ClassVar
 
@@ -141,3 +142,20 @@ def test_the_memory_does_not_grow_without_end(tiny_artefact):
     assert len(json.loads(memory_file().read_text())) == 64
     assert autoselect.Memory(("onnxruntime",), "sha79", 1).recall() == "onnxruntime"
     assert autoselect.Memory(("onnxruntime",), "sha0", 1).recall() is None
+
+
+def test_streams_are_measured_by_as_many_callers_and_remembered_apart(tiny_artefact, install, monkeypatch):
+    class OneAtOnce(Stub):
+        """Quickest alone, but its callers wait for each other."""
+
+        lock = threading.Lock()
+
+        def run(self, batch_BCHW):
+            with self.lock:
+                return super().run(batch_BCHW)
+
+    monkeypatch.setattr(engines, "usable_cpus", lambda: 4)
+    install(OneAtOnce("alone", 0.002), Stub("together", 0.003))
+    assert create_engine(tiny_artefact, streams=4).name == "together"
+    assert create_engine(tiny_artefact, streams=1).name == "alone"
+    assert create_engine(tiny_artefact, streams=4).name == "together"
