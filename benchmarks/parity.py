@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import IN_TIMM, table, write_record
+from vitesse.catalogue import facts
 from vitesse.export import fold
 from vitesse.export.onnx import to_onnx, write_artefact
 from vitesse.models import create_model, list_models
@@ -27,8 +28,6 @@ from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.spec import Manifest, PreprocessSpec
 from vitesse.weights.load import load_weights
-
-NOT_IN_TIMM = ("efficientvit_l0", *list_models("*_single_scale"))
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -86,7 +85,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", default=[name for name in list_models() if name not in NOT_IN_TIMM]
+        "--models", nargs="+", default=[name for name in list_models() if facts(name).weights]
     )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

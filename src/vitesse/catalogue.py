@@ -57,7 +57,8 @@ class ModelFacts:
         name: registry name.
         family: the paper's model family; it decides which foreign key names are understood.
         params: parameters with a head of 1000 classes, BatchNorm not folded.
-        macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`.
+        macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`; of a
+            multiplexed model for one of a whole group.
         image_size: (height, width) in pixels of the published figures.
         top1, top5: ImageNet-1k validation accuracy as published, fractions; None where nobody published it.
         source: where it was published, empty without accuracy.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitesse.data.sources import open_source, take
-from vitesse.metrics import score, with_classes
+from vitesse.metrics import outcomes, with_classes
 from vitesse.predictors import load
+from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
 
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` measured: `Scores`, and which model, engine and precision they belong to."""
+    """What `evaluate` measured: `Scores`, and which model, engine and precision they belong to.
+
+    Of a multiplexed model also `mux_width`, the top-1 of each slot, and `agreement`: the share of pictures
+    whose label stays when they are grouped with others.
+    """
 
     model: str
     engine: str
@@ -26,10 +32,14 @@ class Evaluation:
     top5: float
     images: int
     refused: int
+    mux_width: int = 1
+    slots: tuple[float, ...] = ()
+    agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON record."""
-        return to_mapping(self)
+        """The JSON record; what only multiplexed models have is left out for others."""
+        left_out = () if self.mux_width > 1 else ("mux_width", "slots", "agreement")
+        return {key: value for key, value in to_mapping(self).items() if key not in left_out}
 
 
 def evaluate(
@@ -43,6 +53,7 @@ def evaluate(
     limit: int | None = None,
     threads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    ensemble: bool = False,
 ) -> Evaluation:
     """Accuracy of an artefact, a checkpoint or a published model on labelled pictures.
 
@@ -52,6 +63,7 @@ def evaluate(
         split: of `data`.
         batch_size: pictures a run of the model.
         limit: at most so many pictures, drawn by seed 0.
+        ensemble: of a multiplexed model, show every picture in every slot and take the mean.
 
     Raises:
         DataError: the data cannot be read, or its classes are not the model's.
@@ -59,12 +71,24 @@ def evaluate(
     """
     found = take(open_source(data, split), limit)
     predictor = load(
-        model, engine=engine, arch=arch, threads=threads, image_size=image_size, batch_size=batch_size
+        model,
+        engine=engine,
+        arch=arch,
+        threads=threads,
+        image_size=image_size,
+        batch_size=batch_size,
+        ensemble=ensemble,
     )
     manifest = predictor.artefact.manifest
-    source = with_classes(found, manifest.class_names)
-    fixed = predictor.artefact.input_shape[0]
-    scores = score(predictor.engine, source, manifest.preprocess, batch_size=fixed or batch_size)
+    source, width = with_classes(found, manifest.class_names), manifest.mux_width
+    size = predictor.artefact.input_shape[0] or whole_groups(batch_size, width)
+    shown = partial(outcomes, predictor.engine, source, manifest.preprocess, batch_size=size, mux_width=width)
+    first = shown()
     return Evaluation(
-        model=manifest.model.name, engine=predictor.engine.name, precision=manifest.precision, **vars(scores)
+        model=manifest.model.name,
+        engine=predictor.engine.name,
+        precision=manifest.precision,
+        mux_width=width,
+        agreement=first.agreement(shown(seed=1)) if width > 1 else None,
+        **vars(first.scores(len(source))),
     )

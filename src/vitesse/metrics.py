@@ -26,12 +26,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Shares of pictures whose class is first, or among the first five; `refused` could not be read."""
+    """Shares of pictures whose class is first, or among the first five; `refused` could not be read.
+
+    `slots` are, of a multiplexed model, the shares of the pictures in each slot whose class is first.
+    """
 
     top1: float
     top5: float
     images: int
     refused: int = 0
+    slots: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What a model said of every readable picture, in the order they were shown.
+
+    Attributes:
+        pictures_B: index in the source.
+        ranks_B: how many classes came before the label.
+        firsts_B: the class that came first.
+        slots_B: where in its group a picture was; 0 for all of a model that takes them alone.
+    """
+
+    pictures_B: NDArray[np.int64]
+    ranks_B: NDArray[np.int64]
+    firsts_B: NDArray[np.int64]
+    slots_B: NDArray[np.int64]
+
+    def scores(self, of: int) -> Scores:
+        """The shares, of a source of so many pictures."""
+        width = int(self.slots_B.max()) + 1
+        slots = [float((self.ranks_B[self.slots_B == slot] < 1).mean()) for slot in range(width)]
+        return Scores(
+            top1=float((self.ranks_B < 1).mean()),
+            top5=float((self.ranks_B < 5).mean()),
+            images=len(self.ranks_B),
+            refused=of - len(self.ranks_B),
+            slots=tuple(slots) if width > 1 else (),
+        )
+
+    def agreement(self, other: Outcomes) -> float:
+        """Share of the pictures whose first class is the same in both."""
+        mine = dict(zip(self.pictures_B.tolist(), self.firsts_B.tolist(), strict=True))
+        same = [
+            mine[picture] == first
+            for picture, first in zip(other.pictures_B.tolist(), other.firsts_B.tolist(), strict=True)
+        ]
+        return sum(same) / len(same)
 
 
 def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
@@ -75,40 +117,81 @@ def _check_labels(labels_N: NDArray[np.int64], num_classes: int) -> None:
 
 
 def score(
-    engine: Engine, source: Source, preprocess: PreprocessSpec, *, batch_size: int = 64, workers: int = 2
+    engine: Engine,
+    source: Source,
+    preprocess: PreprocessSpec,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    mux_width: int = 1,
 ) -> Scores:
     """Top-1 and top-5 of an engine on a labelled source, each a fraction of the pictures that could be read.
+
+    Args:
+        batch_size: pictures a run.
+        workers: threads that decode.
+        mux_width: pictures that share a pass, see `outcomes`.
 
     Raises:
         DataError: no picture could be read, or a label lies outside the model's classes.
     """
-    hits = np.zeros(2, dtype=np.int64)
-    images = 0
+    found = outcomes(engine, source, preprocess, batch_size=batch_size, workers=workers, mux_width=mux_width)
+    return found.scores(len(source))
+
+
+def outcomes(
+    engine: Engine,
+    source: Source,
+    preprocess: PreprocessSpec,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    mux_width: int = 1,
+    seed: int = 0,
+) -> Outcomes:
+    """What an engine says of every picture of a labelled source.
+
+    Pictures that share a pass (`mux_width` above 1) are drawn by `seed`: side by side, pictures of one class
+    would help each other, as they do not in use. Otherwise they are shown in their order.
+
+    Raises:
+        DataError: no picture could be read, or a label lies outside the model's classes.
+    """
+    order_N = np.arange(len(source))
+    if mux_width > 1:
+        order_N = np.random.default_rng(seed).permutation(order_N)
+    parts: list[tuple[NDArray[np.int64], ...]] = []
     batches = -(-len(source) // batch_size)
-    for logits_BK, labels_B in track(
-        _scored(engine, source, preprocess, batch_size, workers), "evaluate", batches
+    for logits_BK, pictures_B in track(
+        _shown(engine, source, preprocess, order_N, batch_size, workers), "evaluate", batches
     ):
+        labels_B = source.labels[pictures_B]
         _check_labels(labels_B, logits_BK.shape[1])
-        hits += [top_hits(logits_BK, labels_B, k) for k in (1, 5)]
-        images += len(labels_B)
-    if not images:
+        slots_B = np.arange(len(pictures_B)) % mux_width
+        parts.append((pictures_B, label_ranks(logits_BK, labels_B), logits_BK.argmax(1), slots_B))
+    if not parts:
         raise DataError("no picture could be read, so there is nothing to score")
-    top1, top5 = (hits / images).tolist()
-    return Scores(top1=top1, top5=top5, images=images, refused=len(source) - images)
+    pictures_B, ranks_B, firsts_B, slots_B = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Outcomes(pictures_B=pictures_B, ranks_B=ranks_B, firsts_B=firsts_B, slots_B=slots_B)
 
 
-def top_hits(logits_BK: NDArray[np.float32], labels_B: NDArray[np.int64], k: int) -> int:
-    """How many labels are among the first k of finite logits; of equal ones the lower index comes first."""
+def label_ranks(logits_BK: NDArray[np.float32], labels_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many classes come before the label (B,), of finite logits; of equal ones the lower index first."""
     own_B1 = np.take_along_axis(logits_BK, labels_B[:, None], axis=1)
     tied_before_BK = (logits_BK == own_B1) & (np.arange(logits_BK.shape[1]) < labels_B[:, None])
-    rank_B = ((logits_BK > own_B1) | tied_before_BK).sum(axis=1)
-    return int((rank_B < k).sum())
+    ranks_B: NDArray[np.int64] = ((logits_BK > own_B1) | tied_before_BK).sum(axis=1)
+    return ranks_B
 
 
-def _scored(
-    engine: Engine, source: Source, preprocess: PreprocessSpec, batch_size: int, workers: int
+def _shown(
+    engine: Engine,
+    source: Source,
+    preprocess: PreprocessSpec,
+    order_N: NDArray[np.int64],
+    batch_size: int,
+    workers: int,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Logits and labels of the readable pictures, batch by batch; the next batch is decoded meanwhile."""
+    """Logits and indices of the readable pictures, batch by batch; the next batch is decoded meanwhile."""
 
     def load(index: int) -> NDArray[np.float32] | None:
         try:
@@ -118,14 +201,15 @@ def _scored(
 
     with ThreadPoolExecutor(workers) as pool:
 
-        def start(first: int) -> list[Future[NDArray[np.float32] | None]]:
-            return [pool.submit(load, i) for i in range(first, min(first + batch_size, len(source)))]
+        def start(first: int) -> list[tuple[int, Future[NDArray[np.float32] | None]]]:
+            indices = order_N[first : first + batch_size].tolist()
+            return [(index, pool.submit(load, index)) for index in indices]
 
         decoding = start(0)
         for first in range(0, len(source), batch_size):
             decoded, decoding = decoding, start(first + batch_size)
-            tensors = {first + i: future.result() for i, future in enumerate(decoded)}
+            tensors = {index: future.result() for index, future in decoded}
             readable = {index: tensor for index, tensor in tensors.items() if tensor is not None}
             if readable:
                 (logits_BK, *_) = engine.run(np.stack(list(readable.values())))
-                yield logits_BK, source.labels[list(readable)]
+                yield logits_BK, np.fromiter(readable, np.int64)

@@ -40,7 +40,7 @@ def load(
         arch: the architecture of a checkpoint whose header does not name it.
         threads: of the engine; for torch of the whole process. Default all usable CPUs.
         image_size: (height, width) in pixels, or one number for both, of an artefact that takes any size.
-        options: `batch_size`, `top_k`, `limits`, `workers` and `streams` of `Predictor`.
+        options: `batch_size`, `top_k`, `limits`, `workers`, `streams` and `ensemble` of `Predictor`.
 
     Raises:
         UnknownModelError: no model has this name; the message lists the nearest.

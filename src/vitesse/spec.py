@@ -155,9 +155,11 @@ class Manifest:
         class_names: one name per class index.
         preprocess: the preprocessing that the weights expect.
         precision: `fp32`, `fp16` or `int8`.
+        mux_width: pictures that share a pass; of a batch each so many in their order, 1 for none.
         trained_on: the dataset, as a person would name it.
         licence: SPDX identifier or a short sentence.
-        accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`.
+        accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`; of a
+            multiplexed model also `slots` and `agreement`, see `vitesse.metrics`.
         parity: largest |difference| of logits against the torch model, by engine, with `images` compared; for
             int8 that of the float32 graph it was made from.
         calibration: how an int8 file was calibrated.
@@ -170,6 +172,7 @@ class Manifest:
     preprocess: PreprocessSpec
     task: Literal["classify"] = "classify"
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    mux_width: int = 1
     trained_on: str = ""
     licence: str = ""
     accuracy: Mapping[str, Any] | None = None
@@ -187,6 +190,8 @@ class Manifest:
             )
         if self.task != "classify":
             raise ConfigError(f"manifest task: expected classify, got {self.task!r}")
+        if self.mux_width < 1:
+            raise ConfigError(f"manifest mux_width: expected at least 1, got {self.mux_width}")
         if len(self.class_names) != self.model.num_classes:
             raise ConfigError(
                 f"manifest: expected {self.model.num_classes} class names, got {len(self.class_names)}"

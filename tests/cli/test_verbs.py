@@ -18,10 +18,10 @@ from vitesse.runtime.artefact import Artefact
 Capture = pytest.CaptureFixture[str]
 
 FLAGS = {
-    "predict": "--arch --batch-size --engine --image-size --json --max-bytes --max-pixels --model --save "
+    "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels --model --save "
     "--streams --threads --top-k",
     "train": "--json --model --out --recipe",
-    "evaluate": "--arch --batch-size --engine --image-size --json --limit --model --split --threads",
+    "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --limit --model --split --threads",
     "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
     "--split --trained-on",
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
@@ -63,7 +63,7 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 25
+    assert len(rows) == 74
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
     assert all(wanted <= row.keys() for row in rows.values())
     assert (rows["efficientvit_m5"]["params"], rows["efficientvit_m5"]["top1"]) == (12_473_772, 0.771)

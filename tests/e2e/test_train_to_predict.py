@@ -51,3 +51,30 @@ def test_photos_become_a_model_that_labels_them(tmp_path: Path, paint_classes: C
         assert (scores["top1"], scores["images"]) == (by_torch["top1"], 72)
         records = vitesse("predict", *names, "--model", artefact, "--engine", engine)
         assert [record["predictions"][0]["label"] for record in records] == ["blue", "green", "red"]
+
+
+@pytest.mark.slow
+def test_a_multiplexed_model_goes_the_same_way(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+    photos = paint_classes(tmp_path / "photos", per_class=24, size=24)
+    run, artefact, name = tmp_path / "run", tmp_path / "colours.onnx", "concatplexer_tiny_patch4_n2"
+    settings = ("epochs=10", "image_size=16", "batch_size=12", "workers=0", "lr=5e-4", "rand_augment=")
+    warm_up = ("retrieval_epochs=1", "retrieval=0.1", "short_groups=0.5")
+    (trained,) = vitesse("train", photos, "--model", name, "--out", run, *settings, *warm_up)
+    assert trained["top1"] >= 0.9
+    assert len(trained["slots"]) == 2
+    checkpoint = run / "checkpoints" / "last" / "model.safetensors"
+    (exported,) = vitesse("export", checkpoint, "--out", artefact, "--data", photos)
+    assert max(exported["parity"][engine] for engine in ("onnxruntime", "openvino")) <= 1e-3
+    assert exported["accuracy"]["agreement"] >= 0.8
+    assert len(exported["accuracy"]["slots"]) == 2
+    (by_torch,) = vitesse("evaluate", photos, "--model", checkpoint)
+    names = [photos / "blue" / "000.png", photos / "green" / "001.png", photos / "red" / "002.png"]
+    (photos / "red" / "cut.png").write_bytes(names[2].read_bytes()[:200])
+    for engine in ("onnxruntime", "openvino"):
+        (scores,) = vitesse("evaluate", photos, "--model", artefact, "--engine", engine, "--limit", "72")
+        assert (scores["mux_width"], scores["refused"]) == (2, 1)
+        assert scores["top1"] == pytest.approx(by_torch["top1"], abs=0.05)
+        records = vitesse("predict", *names, "--model", artefact, "--engine", engine)
+        assert [record["predictions"][0]["label"] for record in records] == ["blue", "green", "red"]
+    (ensembled,) = vitesse("evaluate", photos, "--model", artefact, "--ensemble")
+    assert ensembled["top1"] >= 0.9

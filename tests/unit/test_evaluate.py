@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from vitesse.data.sources import FileSource, open_source
 from vitesse.errors import DataError
-from vitesse.metrics import score, top_hits, with_classes
+from vitesse.metrics import label_ranks, outcomes, score, with_classes
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
@@ -41,7 +41,7 @@ def test_hits_are_those_of_torchmetrics(seed: int, images: int, classes: int) ->
         expected = multiclass_accuracy(
             torch.from_numpy(logits_BK), torch.from_numpy(labels_B), classes, top_k=k, average="micro"
         )
-        assert top_hits(logits_BK, labels_B, k) / images == pytest.approx(expected.item())
+        assert (label_ranks(logits_BK, labels_B) < k).sum() / images == pytest.approx(expected.item())
 
 
 @given(seed=st.integers(0, 10_000), levels=st.integers(1, 4))
@@ -55,7 +55,7 @@ def test_ties_are_broken_as_predictions_are(seed: int, levels: int) -> None:
     for k in (1, 5):
         shown = [{p.index for p in row} for row in top_k(logits_BK, names, k)]
         expected = sum(label in row for label, row in zip(labels_B.tolist(), shown, strict=True))
-        assert top_hits(logits_BK, labels_B, k) == expected
+        assert (label_ranks(logits_BK, labels_B) < k).sum() == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -151,3 +151,37 @@ def test_a_folder_that_lacks_classes_is_scored_as_one_that_has_them(
     shutil.rmtree(root / "blue")
     source = with_classes(open_source(root), ("blue", "green", "red"))
     assert score(MeanColour(), source, SPEC).top1 == 1.0
+
+
+class Neighbours:
+    """Says the class of the picture's colour, in slot 1 that of the picture beside it if that is red."""
+
+    name = "neighbours"
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        (logits_BK,) = MeanColour().run(batch_BCHW)
+        for slot in range(1, len(logits_BK), 2):
+            if logits_BK[slot - 1].argmax() == 2:
+                logits_BK[slot] = logits_BK[slot - 1]
+        return (logits_BK,)
+
+
+def test_pictures_that_share_a_pass_are_drawn_and_scored_by_slot(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
+    source = open_source(paint_classes(tmp_path, per_class=40))
+    in_order = score(Neighbours(), source, SPEC, batch_size=8)
+    assert in_order.top1 == 1.0, "side by side, pictures of one class hide it"
+    assert in_order.slots == ()
+    drawn = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2)
+    scores = drawn.scores(len(source))
+    assert scores.slots[0] == 1.0
+    assert scores.slots[1] == pytest.approx(2 * scores.top1 - 1)
+    assert 0.6 < scores.slots[1] < 0.95
+    again = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, seed=0)
+    assert drawn.agreement(again) == 1.0
+    other = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, seed=1)
+    same = dict(zip(drawn.pictures_B, drawn.firsts_B, strict=True))
+    expected = np.mean([same[p] == first for p, first in zip(other.pictures_B, other.firsts_B, strict=True)])
+    assert drawn.agreement(other) == pytest.approx(expected)
+    assert 0.7 < expected < 1.0

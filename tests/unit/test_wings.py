@@ -32,6 +32,7 @@ INSIDE_RUNTIME = (
     {"bands"},
     {"imaging", "autoselect", "compiled"},
     {"engines"},
+    {"multiplex"},
     {"predictor"},
 )
 LIGHT = [

@@ -157,12 +157,14 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
     proto = to_onnx(model, spec)
     if precision == "int8":
         shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
-        proto = quantize(proto, np.random.default_rng(0).standard_normal(shape, np.float32))
+        noise_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)
+        proto = quantize(proto, noise_BCHW, mux_width=_width(model))
     manifest = Manifest(
         model=spec,
         class_names=tuple(map(str, range(spec.num_classes))),
         preprocess=PreprocessSpec(image_size=spec.image_size),
         precision=precision,  # type: ignore[arg-type]
+        mux_width=_width(model),
         trained_on="nothing: random weights, for timing",
         provenance={"macs": macs},
     )
@@ -196,8 +198,14 @@ def _random_model(spec: ModelSpec) -> tuple[Any, int]:
         elif isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     with torch.inference_mode(), FlopCounterMode(display=False) as flops:
-        model(torch.zeros(1, spec.in_chans, *spec.image_size))
-    return fold(model) if isinstance(model, Backbone) else model, flops.get_total_flops() // 2
+        model(torch.zeros(_width(model), spec.in_chans, *spec.image_size))
+    folded = fold(model) if isinstance(model, Backbone) else model
+    return folded, flops.get_total_flops() // 2 // _width(model)
+
+
+def _width(model: Any) -> int:
+    """Images that share a pass of a torch model."""
+    return int(getattr(model, "mux_width", 1))
 
 
 def _engine_starter(artefact: Artefact, engine: str, threads: int) -> Callable[[], Runner]:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from vitesse.cli.options import AnyEngine, Arch, EngineOption, ImageSize, Json, Model, Threads, as_pixels
+from vitesse.cli.options import (
+    AnyEngine,
+    Arch,
+    EngineOption,
+    Ensemble,
+    ImageSize,
+    Json,
+    Model,
+    Threads,
+    as_pixels,
+)
 
 
 def run(
@@ -26,6 +36,7 @@ def run(
     ] = None,
     threads: Threads = None,
     image_size: ImageSize = None,
+    ensemble: Ensemble = False,
     as_json: Json = False,
 ) -> int:
     """Measure top-1 and top-5 accuracy on labelled pictures.
@@ -50,5 +61,6 @@ def run(
         limit=limit,
         threads=threads,
         image_size=as_pixels(image_size),
+        ensemble=ensemble,
     )
     return show_evaluation(result, as_json=as_json)

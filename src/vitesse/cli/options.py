@@ -26,6 +26,10 @@ ImageSize = Annotated[
     str | None,
     typer.Option("--image-size", help="Pixels, or HxW, for an artefact that takes any size.", metavar="PX"),
 ]
+Ensemble = Annotated[
+    bool,
+    typer.Option("--ensemble", help="Of multiplexed models: each picture in every slot, the mean of all."),
+]
 RuntimeEngine = Literal["auto", "onnxruntime", "openvino"]
 AnyEngine = Literal["auto", "onnxruntime", "openvino", "torch"]
 EngineOption = typer.Option("--engine", help="What runs the model; auto measures once and keeps the fastest.")

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from vitesse.cli.options import Arch, EngineOption, ImageSize, Json, Model, RuntimeEngine, Threads, as_pixels
+from vitesse.cli.options import (
+    Arch,
+    EngineOption,
+    Ensemble,
+    ImageSize,
+    Json,
+    Model,
+    RuntimeEngine,
+    Threads,
+    as_pixels,
+)
 
 
 def run(
@@ -31,6 +41,7 @@ def run(
         typer.Option("--streams", min=1, metavar="N", help="Batches at once, sharing the threads."),
     ] = 1,
     image_size: ImageSize = None,
+    ensemble: Ensemble = False,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="DIR", help="Write the pictures with their labels drawn on."),
@@ -58,7 +69,9 @@ def run(
     from vitesse.cli.show import show_records
     from vitesse.inputs import expand
     from vitesse.predictors import load
+    from vitesse.progress import say
     from vitesse.runtime.decode import ImageLimits
+    from vitesse.runtime.multiplex import dependence
 
     limits = ImageLimits(max_pixels=max_pixels, max_bytes=max_bytes)
     pictures = expand(sources, limits)
@@ -72,5 +85,8 @@ def run(
         top_k=top_k,
         batch_size=batch_size,
         limits=limits,
+        ensemble=ensemble,
     )
+    if (manifest := predictor.artefact.manifest).mux_width > 1:
+        say(dependence(manifest))
     return show_records(pictures, predictor.stream(pictures), as_json=as_json, save=save, limits=limits)

@@ -123,6 +123,11 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
             f"{result.model} ({result.precision}, {result.engine}): top-1 {result.top1:.2%}, "
             f"top-5 {result.top5:.2%} on {result.images} pictures{refused}"
         )
+        if result.agreement is not None:
+            print(
+                f"  {result.mux_width} pictures share a pass: worst slot {min(result.slots):.2%}, best "
+                f"{max(result.slots):.2%}; among other pictures {result.agreement:.2%} keep their label"
+            )
     return SOME_REFUSED if result.refused else DONE
 
 

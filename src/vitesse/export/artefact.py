@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from vitesse.export.onnx import as_proto, to_onnx, write_artefact
 from vitesse.export.targets import check_formats, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import score, with_classes
+from vitesse.metrics import outcomes, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -134,9 +135,14 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
 
 
 def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
-    engine = create_engine(artefact, "onnxruntime")
-    scores = score(engine, source, artefact.manifest.preprocess)
-    return {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
+    engine, width = create_engine(artefact, "onnxruntime"), artefact.manifest.mux_width
+    shown = partial(outcomes, engine, source, artefact.manifest.preprocess, mux_width=width)
+    first = shown()
+    scores = first.scores(len(source))
+    accuracy = {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
+    if width > 1:
+        accuracy |= {"slots": scores.slots, "agreement": first.agreement(shown(seed=1))}
+    return accuracy
 
 
 def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:

@@ -97,10 +97,11 @@ def to_int8(
     images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
     if data is None:
         data, dataset = unseen, {"dataset": Path(calibrate).name, "split": "held out of calibration"}
-    fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess).top1
+    width = fp32.manifest.mux_width
+    fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess, mux_width=width).top1
     _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
     floats: list[str] = []
-    int8_proto = quantize(proto, images_BCHW, floats)
+    int8_proto = quantize(proto, images_BCHW, floats, width)
     for attempts_left in reversed(range(ATTEMPTS)):
         int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
         found = _compare(fp32, int8, data, fp32_top1)
@@ -108,7 +109,7 @@ def to_int8(
         if found.loss <= MAX_LOSS or not attempts_left:
             break
         floats += _noisiest(noise(int8_proto, images_BCHW), floats, len(proto.graph.node))
-        int8_proto = quantize(proto, images_BCHW, floats)
+        int8_proto = quantize(proto, images_BCHW, floats, width)
     _judge(found, force)
     manifest = replace(
         int8.manifest,
@@ -171,10 +172,10 @@ def _check_comparable(fp32_top1: float, data: Source, num_classes: int) -> None:
 
 
 def _compare(fp32: Artefact, int8: Artefact, data: Source, fp32_top1: float) -> Comparison:
-    scores, rates = [], {}
+    scores, rates, width = [], {}, int8.manifest.mux_width
     for name in available_engines():
         engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
-        scores.append(score(engines["int8"], data, int8.manifest.preprocess))
+        scores.append(score(engines["int8"], data, int8.manifest.preprocess, mux_width=width))
         seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
         rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
     worst = min(scores, key=lambda found: found.top1)

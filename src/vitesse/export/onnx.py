@@ -53,7 +53,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
         }
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
-    images_BCHW = torch.zeros(2, spec.in_chans, *size)
+    images_BCHW = torch.zeros(_traced_batch(model), spec.in_chans, *size)
     try:
         with quiet():
             program = torch.onnx.export(
@@ -71,6 +71,12 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]  # the exporter's own line tells of its steps
         raise ExportError(f"{spec.name}: torch cannot export it to ONNX: {reason}") from error
+
+
+def _traced_batch(model: nn.Module) -> int:
+    """Images of no special number: neither one, nor one group of a multiplexed model, nor whole groups."""
+    width = getattr(model, "mux_width", 1)
+    return 2 if width == 1 else 2 * width + 1
 
 
 def _check_any_size(model: nn.Module, spec: ModelSpec) -> None:

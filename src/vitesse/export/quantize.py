@@ -30,13 +30,16 @@ FUSED_ACTIVATIONS = ("HardSwish", "Sigmoid", "Mul")
 NOISE_IMAGES = 8
 
 
-def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collection[str] = ()) -> Any:
+def quantize(
+    proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collection[str] = (), mux_width: int = 1
+) -> Any:
     """The int8 form of an `onnx.ModelProto`.
 
     Args:
         proto: a folded model of `to_onnx`; it stays as it is.
         images_BCHW: preprocessed pictures like those to come; ranges are the extremes over all of them.
         keep_float: names of nodes that stay float.
+        mux_width: pictures that the model takes at once.
 
     Raises:
         ExportError: the model cannot be quantised.
@@ -51,7 +54,7 @@ def quantize(proto: Any, images_BCHW: NDArray[np.float32], keep_float: Collectio
                 tools.quantize_static(
                     onnx.ModelProto.FromString(proto.SerializeToString()),
                     path,
-                    _reader(tools, images_BCHW),
+                    _reader(tools, images_BCHW, mux_width),
                     quant_format=tools.QuantFormat.QDQ,
                     op_types_to_quantize=list(QUANTIZED_OPS),
                     nodes_to_exclude=[*keep_float, *_float_region(proto)],
@@ -181,12 +184,15 @@ def _signal_to_noise(signal: NDArray[np.float32], approximation: NDArray[np.floa
     return float(10 * np.log10((power + 1e-20) / (error + 1e-20)))
 
 
-def _reader(tools: Any, images_BCHW: NDArray[np.float32]) -> Any:
-    """The pictures one by one, as the calibration takes them."""
+def _reader(tools: Any, images_BCHW: NDArray[np.float32], mux_width: int) -> Any:
+    """The pictures one by one, or in groups, as the calibration takes them."""
+    starts = range(0, len(images_BCHW), mux_width)
 
     class Pictures(tools.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[NDArray[np.float32]] = iter(images_BCHW[:, None])
+            self.batches: Iterator[NDArray[np.float32]] = (
+                images_BCHW[start : start + mux_width] for start in starts
+            )
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             batch_BCHW = next(self.batches, None)

@@ -23,13 +23,20 @@ class Backbone(nn.Module, ABC):
         min_image_size: shortest image side in pixels that gives every stage at least one position.
         size_multiple: image sides must be multiples of so many pixels.
         head_prefixes: how the names of the classifier's parameters begin.
+        starts_from: shell patterns for the names of other architectures whose weights can start this one.
+        fresh_prefixes: how the names of parameters begin that those do not have.
+        mux_width: images that share a sequence of tokens; a batch of any size is taken, whole groups cost
+            least.
     """
 
     spec: ModelSpec
     feature_specs: tuple[FeatureSpec, ...]
-    min_image_size: ClassVar[int]
-    size_multiple: ClassVar[int] = 1
+    min_image_size: int
+    size_multiple: int = 1
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
+    starts_from: ClassVar[tuple[str, ...]] = ()
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ()
+    mux_width: int = 1
     head: nn.Module
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,14 @@ def _written_by_us(path: str | Path) -> tuple[ModelSpec, dict[str, Any]] | None:
 def _own_model(
     tensors: Mapping[str, Tensor], path: str | Path, spec: ModelSpec, arch: str | None
 ) -> tuple[Backbone | TimmModel, LoadReport]:
-    """The model of a checkpoint that Vitesse wrote, which must be `arch` where that is given."""
-    if arch is not None and spec_for(arch).name != spec.name:
+    """The model of a checkpoint that Vitesse wrote: as `arch` where that is given and its weights are the same.
+
+    So a plain ViT's checkpoint can run as the one that merges tokens.
+    """
+    model = build(spec if arch is None else dataclasses.replace(spec, name=spec_for(arch).name))
+    starts_from = (model.spec.name, *getattr(model, "starts_from", ()))
+    if not any(fnmatchcase(spec.name, known) for known in starts_from):
         raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
-    model = build(spec)
     return model, load_tensors(model, tensors, str(path), image_size=spec.image_size, foreign=False)
 
 

@@ -63,9 +63,12 @@ class Residual(nn.Module):
         self.branch = branch
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) or tokens (B, N, C) to the same shape."""
-        y: Tensor = self.branch(x)
+    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        """Images (B, C, H, W) or tokens (B, N, C) to the same shape; the branch is given `context` too."""
+        return self.add(x, self.branch(x, *context))
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """`x` and what the branch made of it, `y`."""
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
             y = y * y.new_empty(len(y), *[1] * (y.ndim - 1)).bernoulli_(keep).div_(keep)

@@ -35,7 +35,8 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[Backbone | T
             )
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
-    return module, manifest_for(module.spec, metadata)
+    manifest = manifest_for(module.spec, metadata)
+    return module, dataclasses.replace(manifest, mux_width=getattr(module, "mux_width", 1))
 
 
 def _why_not(model: str) -> str | None:

@@ -145,6 +145,7 @@ def _check_types(manifest: Manifest) -> None:
     """JSON can put anything anywhere; what the runtime computes with must be of the kind it expects."""
     model, preprocess = manifest.model, manifest.preprocess
     whole: list[Any] = [*model.image_size, *preprocess.image_size, model.in_chans, model.num_classes]
+    whole.append(manifest.mux_width)
     real: list[Any] = [*preprocess.mean, *preprocess.std, preprocess.crop_pct]
     text: list[Any] = [model.name, *manifest.class_names]
     if not all(type(value) is int for value in whole):

@@ -28,6 +28,7 @@ from vitesse.runtime.imaging import (
     preprocess_array,
     to_rgb,
 )
+from vitesse.runtime.multiplex import EnsembledEngine, whole_groups
 from vitesse.runtime.postprocess import top_k
 
 Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
@@ -56,7 +57,7 @@ class Predictor:
     Raises:
         ArtefactError: the artefact cannot be used.
         EngineError, MissingExtraError: the engine cannot be had, or refuses the model.
-        ConfigError: a number below 1.
+        ConfigError: a number below 1, or `ensemble` of a model that takes pictures alone.
     """
 
     def __init__(
@@ -70,17 +71,20 @@ class Predictor:
         limits: ImageLimits = DEFAULT_LIMITS,
         workers: int | None = None,
         streams: int = 1,
+        ensemble: bool = False,
     ) -> None:
         """
         Args:
             model: path of an artefact, one already read, or None for the one that ships in the package.
             engine: `auto`, `onnxruntime` or `openvino`, or an engine of your own that runs this model.
             threads: of the engine; the CPUs that this process may use by default.
-            batch_size: pictures a run of the engine; 1 for an artefact whose batch is fixed to 1.
+            batch_size: pictures a run of the engine; 1 for an artefact whose batch is fixed to 1, of a
+                multiplexed one rounded up to whole groups.
             top_k: predictions a picture.
             limits: the largest picture to decode.
             workers: threads that decode; as many as CPUs by default, at most 8.
             streams: batches that run at once, sharing the engine's threads (`create_engine`).
+            ensemble: of a multiplexed model, see every picture in every slot (`EnsembledEngine`).
         """
         workers = min(8, usable_cpus()) if workers is None else workers
         for name, value in (
@@ -99,7 +103,10 @@ class Predictor:
             if isinstance(engine, str)
             else engine
         )
-        self._batch_size = batch_size if model.input_shape[0] is None else 1
+        width = model.manifest.mux_width
+        if ensemble:
+            self.engine = EnsembledEngine(self.engine, width)
+        self._batch_size = whole_groups(batch_size, width) if model.input_shape[0] is None else 1
         self._top_k, self._limits, self._workers, self._streams = top_k, limits, workers, streams
 
     def predict(self, sources: Iterable[Source]) -> list[Classification]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vitesse.data.loader import AugmentedPictures, Batch, ShuffledKeys, training_batches
 from vitesse.data.sources import Source, hold_out, open_source, take
 from vitesse.data.transforms import DeviceTransform, augment_pictures, mix_batches
-from vitesse.errors import DataError, TrainingError, require
+from vitesse.errors import ConfigError, DataError, TrainingError, require
 from vitesse.metrics import Scores, score
 from vitesse.models import build
 from vitesse.models.engine import TorchEngine
@@ -31,11 +31,17 @@ from vitesse.progress import say, track
 from vitesse.provenance import provenance
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
 from vitesse.train.checkpoint import Progress, load_state, save_state
-from vitesse.train.losses import distillation_loss, smooth_targets, soft_cross_entropy, teacher_shares
+from vitesse.train.losses import (
+    distillation_loss,
+    retrieval_loss,
+    smooth_targets,
+    soft_cross_entropy,
+    teacher_shares,
+)
 from vitesse.train.recipe import Recipe, load_recipe, recipe_values
 from vitesse.train.teacher import cached_logits, load_teacher
 from vitesse.weights.files import save_weights
-from vitesse.weights.load import load_weights
+from vitesse.weights.load import start_from
 
 HELD_OUT_SHARE = 0.1
 
@@ -118,8 +124,10 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         model = build(spec)
+        if (recipe.retrieval or recipe.retrieval_epochs) and getattr(model, "mux_width", 1) == 1:
+            raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
         if recipe.init:
-            load_weights(model, Path(recipe.init), head="new")
+            say(f"{recipe.init}: {start_from(model, recipe.init).explain()}")
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
@@ -180,6 +188,8 @@ class Trainer:
         x_BCHW = self.device_transform(batch.images_BCHW.to(self.device, non_blocking=True))
         if self.mix is not None:
             x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
+        count = len(x_BCHW) - self._left_out()
+        x_BCHW, targets_BK = x_BCHW[:count], targets_BK[:count]
         if self.recipe.channels_last:
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         loss = self._loss(x_BCHW, targets_BK)
@@ -197,8 +207,23 @@ class Trainer:
             self.ema.update(self.accelerator.unwrap_model(self.model), step=step)
         return value
 
+    def _left_out(self) -> int:
+        """How many images to take from a step, so that a multiplexed model sees groups that are not full."""
+        width = getattr(self.accelerator.unwrap_model(self.model), "mux_width", 1)
+        short = width > 1 and torch.rand(()).item() < self.recipe.short_groups
+        return int(torch.randint(1, width, ())) if short else 0
+
     def _loss(self, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
-        output = self.forward(x_BCHW)
+        warming_up = self.progress.step < self.recipe.retrieval_epochs * self.steps_per_epoch
+        share = 1.0 if warming_up else self.recipe.retrieval
+        if not share:
+            return self._task_loss(self.forward(x_BCHW), x_BCHW, targets_BK)
+        output, found_BC, own_BC = self.forward(x_BCHW, retrieve=True)
+        retrieval = retrieval_loss(found_BC, own_BC)
+        task = self._task_loss(output, x_BCHW, targets_BK)
+        return share * retrieval + (1 - share) * task
+
+    def _task_loss(self, output: Any, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
         logits_BK, distilled_BK = output if isinstance(output, tuple) else (output, output)
         loss = soft_cross_entropy(logits_BK, targets_BK)
         if self.teacher is None:
@@ -252,8 +277,14 @@ class Trainer:
         return ema(self.accelerator.unwrap_model(self.model), decay=self.recipe.ema, use_warmup=True)
 
     def _evaluate(self) -> Scores:
-        engine = TorchEngine(self._weights(), self.device)
-        return score(engine, self.val_source, self.preprocess, workers=max(1, self.recipe.workers))
+        weights = self._weights()
+        return score(
+            TorchEngine(weights, self.device),
+            self.val_source,
+            self.preprocess,
+            workers=max(1, self.recipe.workers),
+            mux_width=getattr(weights, "mux_width", 1),
+        )
 
     def _weights(self) -> nn.Module:
         """The module whose weights are evaluated and saved: the moving average, where there is one."""

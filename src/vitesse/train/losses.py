@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+RETRIEVAL_TEMPERATURE = 0.1
+
 
 def smooth_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Target shares (B, K): 1 - smoothing on the label, the rest spread over all classes."""
@@ -43,3 +45,16 @@ def teacher_shares(logits_BK: Tensor, kind: Literal["soft", "hard"], temperature
     if kind == "hard":
         return F.one_hot(logits_BK.argmax(-1), logits_BK.shape[-1]).float()
     return torch.softmax(logits_BK.float() / temperature, -1)
+
+
+def retrieval_loss(found_BC: Tensor, own_BC: Tensor) -> Tensor:
+    """How well what came out of a multiplexed model's slots tells whose slot it was, in nats.
+
+    Cross-entropy of choosing, for every row of `found_BC`, its own row of `own_BC` among the whole batch, by
+    the cosine at `RETRIEVAL_TEMPERATURE`. DataMUX (arXiv 2202.09318, section 3.3) retrieves words; images
+    have none, so that here whole images are retrieved. No gradient reaches `own_BC`.
+    """
+    likeness_BB = F.normalize(found_BC.float(), dim=1) @ F.normalize(own_BC.detach().float(), dim=1).T
+    return F.cross_entropy(
+        likeness_BB / RETRIEVAL_TEMPERATURE, torch.arange(len(found_BC)).to(found_BC.device)
+    )

@@ -29,7 +29,12 @@ class Recipe:
         rand_augment: timm's RandAugment policy; empty is off.
         crop_scale: smallest and largest share of the picture that a random crop keeps.
         mixup, cutmix: strength (alpha) of each; 0 is off. `mix_prob` is the share of mixed batches.
-        init: safetensors to start from; a head of another number of classes starts fresh.
+        init: safetensors to start from, of this architecture or of one that can start it, such as a plain ViT
+            for multiplexed ones; a head of another number of classes starts fresh.
+        retrieval_epochs: of multiplexed models: so many epochs at first teach only to find, among the images
+            of a batch, the one that lies in a slot (DataMUX, arXiv 2202.09318, section 3.3).
+        retrieval: share of that in the loss afterwards.
+        short_groups: of multiplexed models: share of steps whose last group is not full.
         teacher: `timm:NAME`, a Vitesse checkpoint, or empty for none.
         teacher_weights: safetensors for a `timm:` teacher.
         distill: `soft` (KL at `distill_temperature`) or `hard` (the teacher's first choice).
@@ -68,6 +73,9 @@ class Recipe:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     init: str = ""
+    retrieval_epochs: float = 0.0
+    retrieval: float = 0.0
+    short_groups: float = 0.25
     teacher: str = ""
     teacher_weights: str = ""
     distill: Literal["soft", "hard"] = "soft"
@@ -82,9 +90,17 @@ class Recipe:
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("lr", "distill_temperature"):
             _expect(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in ("label_smoothing", "hflip", "mix_prob", "distill_alpha"):
+        for name in ("label_smoothing", "hflip", "mix_prob", "distill_alpha", "retrieval", "short_groups"):
             _expect(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        for name in ("warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "workers"):
+        for name in (
+            "warmup_epochs",
+            "weight_decay",
+            "clip_grad",
+            "mixup",
+            "cutmix",
+            "workers",
+            "retrieval_epochs",
+        ):
             _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         _expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
         low, high = self.crop_scale

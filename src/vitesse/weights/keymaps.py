@@ -274,6 +274,8 @@ _SERIES = {
     "efficientvit_l*": _keymap(EFFICIENTVIT_MIT_L),
     "shvit_*": _keymap(SHVIT),
     "vit_*": _keymap(VIT),
+    "concatplexer_*": _keymap(VIT),
+    "imagemux_*": _keymap(VIT),
     f"{TIMM_PREFIX}*": _TIMM_WRAPPER,
 }
 

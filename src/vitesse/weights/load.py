@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,6 +15,8 @@ from vitesse.errors import WeightsError
 from vitesse.spec import ModelSpec
 from vitesse.weights.files import parse_header, read_safetensors, spec_of, unwrap
 from vitesse.weights.keymaps import is_index_buffer, keymap_for
+
+Head = Literal["keep", "new", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ def load_weights(
     source: str | Path | Mapping[str, Tensor],
     *,
     strict: bool = True,
-    head: Literal["keep", "new"] = "keep",
+    head: Head = "keep",
     first_conv: Literal["keep", "adapt"] = "keep",
 ) -> LoadReport:
     """Copy weights into a model; on any error the model stays as it was.
@@ -69,7 +72,8 @@ def load_weights(
         model: from `create_model` or `build`; keeps its dtype and device.
         source: a `.safetensors` file, or named tensors; ours, timm's or the original release's names.
         strict: refuse missing and unexpected tensors; otherwise only report them.
-        head: `new` leaves the model's classifier as it is, whatever the file's.
+        head: `new` leaves the model's classifier as it is, whatever the file's; `fit` does where the file's
+            has other classes.
         first_conv: `adapt` fits the first convolution to the model's channels (`adapt_channels`).
 
     Raises:
@@ -95,8 +99,9 @@ def load_tensors(
     label: str,
     *,
     strict: bool = True,
-    head: Literal["keep", "new"] = "keep",
+    head: Head = "keep",
     first_conv: Literal["keep", "adapt"] = "keep",
+    related: bool = False,
     image_size: tuple[int, int] | None = None,
     foreign: bool = True,
 ) -> LoadReport:
@@ -104,6 +109,8 @@ def load_tensors(
 
     Args:
         label: what messages call them.
+        related: of another architecture, that this one `starts_from`: what that has not starts fresh, what
+            this one has not is skipped.
         image_size: pixels that the weights were made for, where known.
         foreign: not written by Vitesse, so that the order of their channels must be checked.
     """
@@ -111,19 +118,21 @@ def load_tensors(
     keymap = keymap_for(spec_of(model).name)
     naming = keymap.detect(tensors, own)
     heads = tuple(getattr(model, "head_prefixes", ()))
-    new_head = head == "new"
+    found = list(keymap.read(tensors, naming))
+    new_head = head == "new" or (head == "fit" and not _same_head(found, own, heads))
+    fresh = (heads if new_head else ()) + (getattr(model, "fresh_prefixes", ()) if related else ())
     values: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     unexpected: list[str] = []
     skipped = [key for key in tensors if is_index_buffer(key)]
-    for name, key, tensor in keymap.read(tensors, naming):
+    for name, key, tensor in found:
         if new_head and name.startswith(heads):
             skipped.append(key)
         elif name in own and name not in values:
             values[name] = tensor
             renamed[name] = key
         else:
-            unexpected.append(key)
+            (skipped if related else unexpected).append(key)
     _check_values(values, own, renamed, label)
     adapted = _adapt_first_conv(values, own) if first_conv == "adapt" else ()
     resampled = _resample_tables(model, values, own, image_size)
@@ -133,10 +142,10 @@ def load_tensors(
         naming=naming,
         loaded=tuple(values),
         renamed={name: key for name, key in renamed.items() if name != key},
-        missing=tuple(name for name in absent if not (new_head and name.startswith(heads))),
+        missing=tuple(name for name in absent if not name.startswith(fresh)),
         unexpected=tuple(unexpected),
         resampled=adapted + resampled,
-        fresh=tuple(name for name in absent if new_head and name.startswith(heads)),
+        fresh=tuple(name for name in absent if name.startswith(fresh)),
         skipped=tuple(skipped),
     )
     _check_complete(report, strict, spec_of(model).name, heads, label)
@@ -145,6 +154,41 @@ def load_tensors(
         check_order(values, label)
     model.load_state_dict(values, strict=False)
     return report
+
+
+def start_from(model: nn.Module, path: str | Path) -> LoadReport:
+    """Weights to train on from: of the model's architecture, or of one that it `starts_from`.
+
+    A head of other classes starts fresh, and what the other architecture does not have.
+
+    Raises:
+        WeightsError: see `load_weights`.
+    """
+    tensors, header = read_safetensors(path)
+    written = parse_header(header, path)
+    name, patterns = spec_of(model).name, tuple(getattr(model, "starts_from", ()))
+    if written is not None and not any(fnmatchcase(written[0].name, known) for known in (name, *patterns)):
+        raise WeightsError(
+            f"{path}: expected weights of {' or '.join((name, *patterns))}, the file holds {written[0].name}"
+        )
+    same = written is not None and written[0].name == name
+    return load_tensors(
+        model,
+        unwrap(tensors, path),
+        str(path),
+        head="fit",
+        related=bool(patterns) and not same,
+        image_size=written[0].image_size if written else None,
+        foreign=written is None,
+    )
+
+
+def _same_head(
+    found: Sequence[tuple[str, str, Tensor]], own: Mapping[str, Tensor], heads: tuple[str, ...]
+) -> bool:
+    """Whether the file's classifiers are those of the model, by name and shape."""
+    theirs = {name: tensor.shape for name, _, tensor in found if name.startswith(heads)}
+    return theirs == {name: tensor.shape for name, tensor in own.items() if name.startswith(heads)}
 
 
 def adapt_channels(weight_OIHW: Tensor, in_chans: int) -> Tensor:

@@ -23,9 +23,7 @@ def difference(first, second, image_size):
 
 DEIT = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 HEAVY = ("efficientvit_l2", "efficientvit_l3", "vit_base_patch16")
-IN_TIMM = [
-    name for name in registered_models() if not name.endswith("_single_scale") and name != "efficientvit_l0"
-]
+IN_TIMM = [name for name in registered_models() if facts(name).weights]
 
 
 @pytest.mark.parametrize(
