@@ -69,11 +69,8 @@ class Outcomes:
     def agreement(self, other: Outcomes) -> float:
         """Share of the pictures whose first class is the same in both."""
         mine = dict(zip(self.pictures_B.tolist(), self.firsts_B.tolist(), strict=True))
-        same = [
-            mine[picture] == first
-            for picture, first in zip(other.pictures_B.tolist(), other.firsts_B.tolist(), strict=True)
-        ]
-        return sum(same) / len(same)
+        theirs = zip(other.pictures_B.tolist(), other.firsts_B.tolist(), strict=True)
+        return float(np.mean([mine[picture] == first for picture, first in theirs]))
 
 
 def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:

@@ -158,7 +158,7 @@ class Neighbours:
 
     name = "neighbours"
 
-    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def run(self, batch_BCHW: np.ndarray) -> tuple[np.ndarray, ...]:
         (logits_BK,) = MeanColour().run(batch_BCHW)
         for slot in range(1, len(logits_BK), 2):
             if logits_BK[slot - 1].argmax() == 2:

@@ -103,7 +103,7 @@ def _written_by_us(path: str | Path) -> tuple[ModelSpec, dict[str, Any]] | None:
 def _own_model(
     tensors: Mapping[str, Tensor], path: str | Path, spec: ModelSpec, arch: str | None
 ) -> tuple[Backbone | TimmModel, LoadReport]:
-    """The model of a checkpoint that Vitesse wrote: as `arch` where that is given and its weights are the same.
+    """The model of a checkpoint that Vitesse wrote, as `arch` where that is given and has the same weights.
 
     So a plain ViT's checkpoint can run as the one that merges tokens.
     """

@@ -152,7 +152,7 @@ class ConcatMultiplexer(nn.Module):
         dim, width = config.vit.width, config.mux_width
         self.config = config
         self.grid = self.reduced(grid)
-        padding = tuple(side // 2 for side in config.kernel)
+        padding = (config.kernel[0] // 2, config.kernel[1] // 2)
         self.conv = nn.Conv2d(dim, dim, config.kernel, config.stride, padding)
         self.pos_embed = nn.Parameter(torch.empty(width, self.grid[0] * self.grid[1], dim))
         self.slot_embed = nn.Parameter(torch.empty(width, 1, dim))
@@ -180,7 +180,8 @@ class ConcatMultiplexer(nn.Module):
     def forward(self, patches_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         """Every image's patches of a grid, reduced: (B, N', C), without embeddings."""
         reduced_BCHW = self.conv(torch.unflatten(patches_BNC.mT, 2, grid))
-        return reduced_BCHW.flatten(2).mT
+        tokens_BNC: Tensor = reduced_BCHW.flatten(2).mT
+        return tokens_BNC
 
     def embedded(self, tokens_GMNC: Tensor, grid: tuple[int, int]) -> Tensor:
         """With positions, and what says which image a token is of."""

@@ -10,14 +10,14 @@ R merged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.transformer import Block, SelfAttention
+from vitesse.models.transformer import Block, NormedAttention
 
 
 class MergingBlocks(nn.Sequential):
@@ -31,7 +31,7 @@ class MergingBlocks(nn.Sequential):
         protected: so many tokens at the beginning, 1 or 2, are never merged.
     """
 
-    def __init__(self, blocks: Sequence[Block], merged: Sequence[int], protected: int) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], merged: Sequence[int], protected: int) -> None:
         super().__init__(*blocks)
         self.merged, self.protected = tuple(merged), protected
 
@@ -42,9 +42,9 @@ class MergingBlocks(nn.Sequential):
         return x_BNC
 
     def _step(self, block: Block, x_BNC: Tensor, sizes_BN1: Tensor, merged: int) -> tuple[Tensor, Tensor]:
-        normed_attention = cast(nn.Sequential, block.attention.branch)
-        attention = cast(SelfAttention, normed_attention.attention)
-        q_BAND, k_BAND, v_BAND = attention.heads(normed_attention.norm(x_BNC))
+        normed = cast(NormedAttention, block.attention.branch)
+        attention = normed.attention
+        q_BAND, k_BAND, v_BAND = attention.heads(normed.norm(x_BNC))
         counts_B11N = sizes_BN1.detach().log().mT.unsqueeze(1)
         out_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND, counts_B11N)
         x_BNC = block.attention.add(x_BNC, attention.merged(out_BAND))

@@ -73,13 +73,13 @@ class SelfAttention(nn.Module):
         return projected_BNC
 
 
-class NormedAttention(nn.Sequential):
+class NormedAttention(nn.Module):
     """Normalisation, then attention."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__(
-            OrderedDict(norm=nn.LayerNorm(dim, NORM_EPS), attention=SelfAttention(dim, num_heads))
-        )
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, NORM_EPS)
+        self.attention = SelfAttention(dim, num_heads)
 
     def forward(self, x_BNC: Tensor, bias_B1NN: Tensor | None = None) -> Tensor:
         out_BNC: Tensor = self.attention(self.norm(x_BNC), bias_B1NN)
@@ -175,7 +175,8 @@ class TokenBackbone(Backbone):
         patches_BCHW = self.patch_embed(x_BCHW)
         grid = (patches_BCHW.shape[2], patches_BCHW.shape[3])
         table_1NC = resample_position_table(self.pos_embed, self.num_prefix_tokens, self.grid, grid)
-        return patches_BCHW.flatten(2).mT + table_1NC[:, self.num_prefix_tokens :]
+        patches_BNC: Tensor = patches_BCHW.flatten(2).mT
+        return patches_BNC + table_1NC[:, self.num_prefix_tokens :]
 
     def as_maps(self, patches_BNC: Tensor, x_BCHW: Tensor) -> dict[str, Tensor]:
         """The patches of images as their feature map."""

@@ -58,7 +58,7 @@ class VisionTransformer(TokenBackbone):
 
         N is the number of patches, less where the blocks merge them.
         """
-        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        tokens: list[Tensor] = [token for token in (self.cls_token, self.dist_token) if token is not None]
         prefix_1PC = torch.cat(tokens, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]
         x_BNC = torch.cat([prefix_1PC.expand(x_BCHW.shape[0], -1, -1), self.embed(x_BCHW)], dim=1)
         normed_BNC: Tensor = self.norm(self.blocks(x_BNC))

@@ -1,0 +1,193 @@
+"""What does sharing a ViT between images buy, beside ways that need no sharing?
+
+    python benchmarks/multiplex.py --runs runs/multiplex
+    python benchmarks/multiplex.py --runs runs/multiplex --only speed
+
+Accuracy: CIFAR-100 at 32 px with the recipe `cifar100_multiplex`. A plain ViT is tuned from DeiT-tiny; every
+row then starts from that ViT, trains on the same 20 000 pictures for one epoch, and is scored on the test
+pictures, drawn into groups at random. Finished runs in `--runs` are kept.
+
+Speed: models with random weights, interleaved in one process, one thread (`vitesse.bench`). A ratio is the
+plain ViT's median time a picture over the row's, each on the engine that runs it fastest. The ideal is the
+ratio of MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import vitesse
+from common import DATA, RECORDS, write_record
+from vitesse.bench import benchmark
+from vitesse.bench.measure import Timing
+from vitesse.catalogue import facts
+from vitesse.errors import VitesseError
+from vitesse.files import write_atomically
+from vitesse.progress import say
+
+PLAIN, MERGING = "vit_tiny_patch4", "vit_tiny_patch4_tome"
+ROWS = (
+    PLAIN,
+    "vit_tiny_patch4_d9",
+    MERGING,
+    *(f"concatplexer_tiny_patch4_n2{variant}" for variant in ("", "_pool", "_block", "_dim0")),
+    *(f"concatplexer_tiny_patch4_n4{variant}" for variant in ("", "_pool", "_block", "_dim0")),
+    "imagemux_tiny_patch4_n2",
+    "imagemux_tiny_patch4_n4",
+)
+RECIPE = "cifar100_multiplex"
+INITIAL = DATA / "deit_tiny_in1k_lnq_fp16.safetensors"
+WEIGHTS = Path("checkpoints") / "last" / "model.safetensors"
+ENSEMBLED = 2000
+BASE = [
+    "vit_base_patch16",
+    *(f"vit_base_patch16_{control}" for control in ("d9", "tome")),
+    *(f"concatplexer_base_n4{variant}" for variant in ("", "_block", "_dim0")),
+    *(f"concatplexer_base_n2{variant}" for variant in ("", "_dim0")),
+    "imagemux_base_n2",
+]
+BASE_BATCHES, SMALL_BATCHES = (1, 8), (1, 16)
+
+
+def accuracy(runs: Path, rows: Sequence[str]) -> list[dict[str, Any]]:
+    """Train what is not trained yet, and score every row on all test pictures."""
+    first = trained(PLAIN, runs / "plain", INITIAL)
+    found = []
+    for name in rows:
+        checkpoint = trained(name, runs / name, first)
+        found.append(scored(name, checkpoint, None))
+    found.append({**scored(MERGING, runs / PLAIN / WEIGHTS, MERGING), "model": f"{MERGING}, not trained"})
+    return found
+
+
+def trained(name: str, run: Path, init: Path) -> Path:
+    """The checkpoint of a run, made now or found finished."""
+    result = vitesse.train(
+        DATA / "cifar100", model=name, out=run, recipe=RECIPE, overrides={"init": str(init)}
+    )
+    return result.checkpoint
+
+
+def scored(name: str, checkpoint: Path, arch: str | None) -> dict[str, Any]:
+    say(f"scoring {name}")
+    data, options = DATA / "cifar100", {"model": checkpoint, "arch": arch, "engine": "torch"}
+    row = vitesse.evaluate(data, **options).to_dict()
+    keep = ("top1", "top5", "images", "mux_width", "slots", "agreement")
+    found = {"model": name, "macs": facts(name).macs, **{key: row[key] for key in keep if key in row}}
+    if "slots" in row:
+        ensembled = vitesse.evaluate(data, ensemble=True, limit=ENSEMBLED, **options)
+        found["ensembled"] = {"top1": ensembled.top1, "images": ensembled.images}
+    return found
+
+
+def speed(names: Sequence[str], batch_sizes: Sequence[int], rounds: int) -> list[Timing]:
+    """Each model in fp32 on both engines; the first name is the plain ViT that all are compared with."""
+    return benchmark(
+        names,
+        engines="onnxruntime,openvino",
+        precisions=["fp32"],
+        batch_sizes=batch_sizes,
+        rounds=rounds,
+    )
+
+
+def fastest(timings: Sequence[Timing], name: str, batch: int) -> Timing:
+    mine = [t for t in timings if t.contender.model == name and t.batch_size == batch and not t.error]
+    return min(mine, key=lambda timing: timing.median_s)
+
+
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
+    plain = facts(PLAIN).macs
+    lines = [
+        "| model | MACs saved | top-1 | top-5 | worst slot | best slot | keeps its label | ensemble |",
+        "|---" * 8 + "|",
+    ]
+    for row in rows:
+        slots = row.get("slots") or []
+        cells = [
+            f"{1 - row['macs'] / plain:.1%}",
+            *(f"{row[key]:.1%}" for key in ("top1", "top5")),
+            *(f"{pick(slots):.1%}" if slots else "" for pick in (min, max)),
+            f"{row['agreement']:.1%}" if "agreement" in row else "",
+            f"{row['ensembled']['top1']:.1%}" if "ensembled" in row else "",
+        ]
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed_table(timings: Sequence[Timing]) -> str:
+    """The plain ViT's time a picture over each model's, both on the engine that runs them fastest."""
+    names = list(dict.fromkeys(timing.contender.model for timing in timings))
+    batches = sorted({timing.batch_size for timing in timings})
+    ratios = [f"batch {batch}" for batch in batches]
+    lines = [f"| model | ideal | {' | '.join(ratios)} |", "|---" * (2 + len(batches)) + "|"]
+    for name in names:
+        cells = [f"{facts(names[0]).macs / facts(name).macs:.2f}"]
+        for batch in batches:
+            plain, mine = (fastest(timings, model, batch) for model in (names[0], name))
+            cells.append(f"{plain.median_s / mine.median_s:.2f} ({mine.contender.engine})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy against MACs, what shares a pass apart from what does not."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for shares, colour, label in (
+        (False, "#4878a8", "each image alone"),
+        (True, "#c8553d", "images share a pass"),
+    ):
+        mine = [row for row in rows if ("slots" in row) == shares]
+        x, y = [row["macs"] / 1e6 for row in mine], [100 * row["top1"] for row in mine]
+        axes.scatter(x, y, color=colour, label=label, zorder=3)
+        for row, across, up in zip(mine, x, y, strict=True):
+            name = row["model"].replace("concatplexer_tiny_patch4_", "").replace("_tiny_patch4", "")
+            axes.annotate(name, (across, up), xytext=(6, -3), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("million multiply-accumulates an image")
+    axes.set_ylabel("top-1 on CIFAR-100, %")
+    axes.set_title("The same recipe, start and pictures for all", loc="left")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.2)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/multiplex"))
+    parser.add_argument("--only", choices=("accuracy", "speed"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    args = parser.parse_args()
+    text = []
+    if args.only != "speed":
+        rows = accuracy(args.runs, args.rows)
+        write_record("multiplex_accuracy", {"recipe": RECIPE, "rows": rows})
+        draw(rows, RECORDS / "multiplex.png")
+        text.append(accuracy_table(rows))
+    if args.only != "accuracy":
+        groups = {
+            "base": speed(BASE, BASE_BATCHES, args.rounds),
+            "small": speed(ROWS, SMALL_BATCHES, args.rounds),
+        }
+        samples = {key: [timing.to_dict() for timing in group] for key, group in groups.items()}
+        write_record("multiplex_speed", samples)
+        text += map(speed_table, groups.values())
+    print("\n\n".join(text))
+    if args.only is None:
+        write_atomically(RECORDS / "multiplex.md", "\n\n".join([*text, ""]).encode())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VitesseError as error:
+        raise SystemExit(f"error: {error}") from error
