@@ -18,10 +18,11 @@ from vitesse.models import build, create_model, registered_models
 from vitesse.spec import ModelSpec, from_mapping, to_mapping
 from vitesse.weights import load_weights
 
-WIDER = [f"{kind}_{size}_*" for kind in ("concatplexer", "imagemux") for size in ("small", "base")]
-WIDER += [f"vit_{size}_patch16_*" for size in ("small", "base")]
-"""The code of the tiny ones with other widths, which `test_catalogue` counts."""
-MODELS = [name for name in registered_models() if not any(fnmatchcase(name, wide) for wide in WIDER)]
+SAME_CODE = ["concatplexer_small_*", "concatplexer_base_*", "imagemux_small_*", "imagemux_base_*"]
+SAME_CODE += ["vit_small_patch16_*", "vit_base_patch16_*", "vit_tiny_patch4_d9", "imagemux_tiny_n4"]
+SAME_CODE += ["imagemux_tiny_patch4_n2", "concatplexer_tiny_n?_*", "concatplexer_tiny_patch4_n4*"]
+"""Other widths and numbers of images of the same ViTs, which `test_catalogue` builds and counts."""
+MODELS = [name for name in registered_models() if not any(fnmatchcase(name, same) for same in SAME_CODE)]
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 WITH_MAPS = pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("_tome")])
 SMALL = "efficientvit_m0"

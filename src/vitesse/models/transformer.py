@@ -200,7 +200,8 @@ def resample_patch_embedding(weight_OIHW: Tensor, patch_size: int) -> Tensor:
     if old == (patch_size, patch_size):
         return weight_OIHW
     pixels = patch_size * patch_size
-    unit_P1hw = torch.eye(pixels).view(pixels, 1, patch_size, patch_size)
+    full_OIHW = upcast(weight_OIHW)
+    unit_P1hw = torch.eye(pixels, dtype=full_OIHW.dtype).view(pixels, 1, patch_size, patch_size)
     enlarged_PHW = F.interpolate(unit_P1hw, size=old, mode="bilinear", align_corners=False)[:, 0]
-    resampled_OIP = torch.einsum("oihw,phw->oip", upcast(weight_OIHW), enlarged_PHW)
+    resampled_OIP = torch.einsum("oihw,phw->oip", full_OIHW, enlarged_PHW)
     return torch.unflatten(resampled_OIP, 2, (patch_size, patch_size)).to(weight_OIHW.dtype)

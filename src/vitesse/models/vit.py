@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vitesse.errors import ConfigError
 from vitesse.models.registry import register
 from vitesse.models.token_merging import MergingBlocks
 from vitesse.models.transformer import SIZES, TokenBackbone, ViTConfig
@@ -65,6 +66,13 @@ class VisionTransformer(TokenBackbone):
         return normed_BNC
 
     def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """The patches as a map.
+
+        Raises:
+            ConfigError: the blocks merge patches, so that there is none.
+        """
+        if isinstance(self.blocks, MergingBlocks):
+            raise ConfigError(f"{self.spec.name}: merges its patches, so that it has no feature map")
         return self.as_maps(self.forward_tokens(x_BCHW)[:, self.num_prefix_tokens :], x_BCHW)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitesse.errors import ConfigError
-from vitesse.models import build, load_checkpoint
+from vitesse.errors import ConfigError, WeightsError
+from vitesse.models import build, create_model, load_checkpoint
 from vitesse.models.layers import fit_position_table, resample_position_table
+from vitesse.models.transformer import resample_patch_embedding
 from vitesse.spec import ModelSpec
 from vitesse.weights import load_weights, save_weights
+from vitesse.weights.load import start_from
 
 
 def images(height, width):
@@ -105,3 +107,46 @@ def test_the_feature_map_holds_the_patches_in_their_places():
     tokens_BNC = model.forward_tokens(x_BCHW)
     assert features_BCHW.shape == (2, 192, 4, 6)
     assert torch.equal(features_BCHW[:, :, 2, 3], tokens_BNC[:, 2 + 2 * 6 + 3])
+
+
+@torch.no_grad()
+def test_small_patches_give_what_large_ones_give_for_the_enlarged_patch():
+    weight_OIHW = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    patch_BCHW = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    enlarged_BCHW = torch.nn.functional.interpolate(patch_BCHW, size=(16, 16), mode="bilinear")
+    expected = torch.nn.functional.conv2d(enlarged_BCHW, weight_OIHW)
+    found = torch.nn.functional.conv2d(patch_BCHW, resample_patch_embedding(weight_OIHW, 4))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert resample_patch_embedding(weight_OIHW, 16) is weight_OIHW
+
+
+def test_a_vit_of_smaller_patches_or_fewer_blocks_starts_from_the_plain_one(tmp_path):
+    plain = build(ModelSpec(name="vit_tiny_patch16", num_classes=3))
+    path = tmp_path / "plain.safetensors"
+    save_weights(path, plain, {})
+    small = build(ModelSpec(name="vit_tiny_patch4", image_size=(32, 32), num_classes=3))
+    assert start_from(small, path).resampled == ("pos_embed", "patch_embed.weight")
+    shallow = build(ModelSpec(name="vit_tiny_patch16_d9", num_classes=3))
+    report = start_from(shallow, path)
+    assert report.missing == report.unexpected == ()
+    assert {name.split(".")[1] for name in report.skipped} == {"9", "10", "11"}
+    assert torch.equal(shallow.blocks[8].ffn.branch.fc2.weight, plain.blocks[8].ffn.branch.fc2.weight)
+
+
+def test_a_trained_plain_vit_runs_as_the_merging_one(tmp_path):
+    plain = build(ModelSpec(name="vit_tiny_patch4", image_size=(32, 32), num_classes=3))
+    path = tmp_path / "plain.safetensors"
+    save_weights(path, plain, {"class_names": ["a", "b", "c"]})
+    model, metadata = load_checkpoint(path, "vit_tiny_patch4_tome")
+    assert model.spec.name == "vit_tiny_patch4_tome"
+    assert metadata["class_names"] == ["a", "b", "c"]
+    assert torch.equal(model.pos_embed, plain.pos_embed)
+    with pytest.raises(WeightsError, match=r"expected the weights of vit_tiny_patch4_d9: .*unexpected"):
+        load_checkpoint(path, "vit_tiny_patch4_d9")
+    with pytest.raises(WeightsError, match="expected weights of shvit_s1, the file holds vit_tiny_patch4"):
+        load_checkpoint(path, "shvit_s1")
+
+
+def test_merged_tokens_make_no_map():
+    with pytest.raises(ConfigError, match="vit_tiny_patch4_tome: merges its patches"):
+        create_model("vit_tiny_patch4_tome", features_only=True)(torch.zeros(1, 3, 32, 32))

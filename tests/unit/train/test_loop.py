@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vitesse.data.loader import Batch
-from vitesse.errors import ConfigError, DataError, TrainingError
-from vitesse.models import load_checkpoint
+from vitesse.errors import ConfigError, DataError, TrainingError, WeightsError
+from vitesse.models import create_model, load_checkpoint
+from vitesse.models.multiplex import Multiplexer
 from vitesse.train import TrainResult, train
 from vitesse.train.loop import Trainer
+from vitesse.weights import save_weights
 
 TINY = {
     "image_size": 32,
@@ -224,3 +226,39 @@ def test_sigkill_at_any_moment_leaves_a_run_that_goes_on(colours: Path, tmp_path
     assert result.checkpoint.exists()
     run(colours, tmp_path / "whole", epochs=3)
     assert same(weights(out), weights(tmp_path / "whole"))
+
+
+def test_a_multiplexed_model_meets_short_groups_and_warms_up(
+    colours: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    calls: list[tuple[int, bool]] = []
+    forward = Multiplexer.forward
+
+    def seen(model: Multiplexer, x_BCHW: torch.Tensor, retrieve: bool = False) -> Any:
+        if model.training:
+            calls.append((len(x_BCHW), retrieve))
+        return forward(model, x_BCHW, retrieve)
+
+    monkeypatch.setattr(Multiplexer, "forward", seen)
+    changes = {"epochs": 2, "retrieval_epochs": 1, "image_size": 16, "ema": 0.0, "short_groups": 0.5}
+    overrides = {**TINY, **changes}
+    train(colours, model="concatplexer_tiny_patch4_n4", out=tmp_path / "run", overrides=overrides)
+    half = len(calls) // 2
+    assert [retrieve for _, retrieve in calls] == [True] * half + [False] * half
+    sizes = [size for size, _ in calls]
+    assert set(sizes) <= {5, 6, 7, 8}
+    assert 8 in sizes
+    assert len(set(sizes)) > 1
+
+
+def test_retrieval_of_a_plain_model_is_refused(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="retrieval: expected a multiplexed model, got efficientvit_m0"):
+        run(colours, tmp_path / "run", retrieval=0.1)
+
+
+def test_a_checkpoint_of_another_number_of_images_starts_nothing(colours: Path, tmp_path: Path) -> None:
+    path = tmp_path / "n4.safetensors"
+    save_weights(path, create_model("concatplexer_tiny_patch4_n4", num_classes=3, image_size=16), {})
+    overrides = {**TINY, "image_size": 16, "init": str(path)}
+    with pytest.raises(WeightsError, match="the file holds concatplexer_tiny_patch4_n4"):
+        train(colours, model="concatplexer_tiny_patch4_n2", out=tmp_path / "run", overrides=overrides)

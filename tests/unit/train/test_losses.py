@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from vitesse.train.losses import distillation_loss, smooth_targets, soft_cross_entropy, teacher_shares
+from vitesse.train.losses import (
+    distillation_loss,
+    retrieval_loss,
+    smooth_targets,
+    soft_cross_entropy,
+    teacher_shares,
+)
 
 logits = npst.arrays(np.float32, (4, 5), elements=st.floats(-20, 20, width=32))
 
@@ -54,3 +60,23 @@ def test_soft_cross_entropy_is_torchs_for_smoothed_labels() -> None:
     logits_BK, labels_B = torch.randn(6, 9), torch.arange(6)
     expected = torch.nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=0.1)
     torch.testing.assert_close(soft_cross_entropy(logits_BK, smooth_targets(labels_B, 9, 0.1)), expected)
+
+
+@given(found=logits, own=logits)
+@settings(max_examples=30, deadline=None)
+def test_retrieval_is_cross_entropy_over_the_images_of_the_batch(found: np.ndarray, own: np.ndarray) -> None:
+    found, own = found + 0.1 * np.eye(4, 5, dtype=np.float32), own + np.eye(4, 5, k=1, dtype=np.float32)
+    unit_found, unit_own = (
+        x.astype(np.float64) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (found, own)
+    )
+    chosen = np.diag(softmax(unit_found @ unit_own.T / 0.1))
+    loss = retrieval_loss(torch.from_numpy(found), torch.from_numpy(own))
+    np.testing.assert_allclose(loss.item(), -np.log(chosen).mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_retrieval_teaches_what_comes_out_and_not_what_goes_in() -> None:
+    found, own = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True)
+    retrieval_loss(found, own).backward()
+    assert found.grad is not None
+    assert own.grad is None

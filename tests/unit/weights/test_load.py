@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vitesse.errors import WeightsError
@@ -14,7 +14,7 @@ from vitesse.models import build
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
 from vitesse.weights import load_weights, read_checkpoint_header, save_weights
 from vitesse.weights.keymaps import ORIGINAL, TIMM, keymap_for
-from vitesse.weights.load import adapt_channels
+from vitesse.weights.load import adapt_channels, start_from
 
 NAME = "efficientvit_m0"
 STEM = "stem.0.conv.weight"
@@ -208,6 +208,17 @@ def test_a_new_head_keeps_the_backbone_and_says_so(checkpoint):
     assert HEAD in report.fresh
     assert HEAD in report.skipped
     assert len(report.loaded) + len(report.fresh) == 693
+
+
+def test_training_goes_on_with_a_head_of_the_same_classes_only(checkpoint):
+    kept, fresh = model(num_classes=10), model(num_classes=100)
+    head = fresh.state_dict()[HEAD].clone()
+    assert start_from(kept, checkpoint).fresh == ()
+    assert HEAD in start_from(fresh, checkpoint).fresh
+    assert torch.equal(fresh.state_dict()[HEAD], head)
+    assert torch.equal(kept.state_dict()[HEAD], load_file(checkpoint)[HEAD])
+    with pytest.raises(WeightsError, match=f"expected weights of efficientvit_m1, the file holds {NAME}"):
+        start_from(build(ModelSpec(name="efficientvit_m1")), checkpoint)
 
 
 def test_missing_and_unexpected_tensors_are_refused_unless_allowed(state):
