@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitesse.data.sources import open_source, take
-from vitesse.metrics import outcomes, with_classes
+from vitesse.metrics import score_in_groups, with_classes
 from vitesse.predictors import load
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
@@ -22,7 +21,7 @@ class Evaluation:
     """What `evaluate` measured: `Scores`, and which model, engine and precision they belong to.
 
     Of a multiplexed model also `mux_width`, the top-1 of each slot, and `agreement`: the share of pictures
-    whose label stays when they are grouped with others.
+    whose label stays when they are grouped with others, each in the same slot; for it they are shown twice.
     """
 
     model: str
@@ -82,13 +81,14 @@ def evaluate(
     manifest = predictor.artefact.manifest
     source, width = with_classes(found, manifest.class_names), manifest.mux_width
     size = predictor.artefact.input_shape[0] or whole_groups(batch_size, width)
-    shown = partial(outcomes, predictor.engine, source, manifest.preprocess, batch_size=size, mux_width=width)
-    first = shown()
+    scores, agreement = score_in_groups(
+        predictor.engine, source, manifest.preprocess, batch_size=size, mux_width=width
+    )
     return Evaluation(
         model=manifest.model.name,
         engine=predictor.engine.name,
         precision=manifest.precision,
         mux_width=width,
-        agreement=first.agreement(shown(seed=1)) if width > 1 else None,
-        **vars(first.scores(len(source))),
+        agreement=agreement,
+        **vars(scores),
     )

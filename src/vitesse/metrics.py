@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from vitesse.data.sources import Relabelled
 from vitesse.errors import DataError, ImageError
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
+from vitesse.spec import to_mapping
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
@@ -37,40 +39,45 @@ class Scores:
     refused: int = 0
     slots: tuple[float, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; without slots where there are none."""
+        record = to_mapping(self)
+        return record if self.slots else {key: value for key, value in record.items() if key != "slots"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """What a model said of every readable picture, in the order they were shown.
 
     Attributes:
+        mux_width: pictures that share a pass.
         pictures_B: index in the source.
         ranks_B: how many classes came before the label.
         firsts_B: the class that came first.
         slots_B: where in its group a picture was; 0 for all of a model that takes them alone.
     """
 
+    mux_width: int
     pictures_B: NDArray[np.int64]
     ranks_B: NDArray[np.int64]
     firsts_B: NDArray[np.int64]
     slots_B: NDArray[np.int64]
 
     def scores(self, of: int) -> Scores:
-        """The shares, of a source of so many pictures."""
-        width = int(self.slots_B.max()) + 1
-        slots = [float((self.ranks_B[self.slots_B == slot] < 1).mean()) for slot in range(width)]
+        """The shares, of a source of so many pictures; a slot that no picture was in is left out."""
+        slots = [self.ranks_B[self.slots_B == slot] for slot in range(self.mux_width)]
         return Scores(
             top1=float((self.ranks_B < 1).mean()),
             top5=float((self.ranks_B < 5).mean()),
             images=len(self.ranks_B),
             refused=of - len(self.ranks_B),
-            slots=tuple(slots) if width > 1 else (),
+            slots=tuple(float((ranks < 1).mean()) for ranks in slots if len(ranks)) if len(slots) > 1 else (),
         )
 
     def agreement(self, other: Outcomes) -> float:
-        """Share of the pictures whose first class is the same in both."""
-        mine = dict(zip(self.pictures_B.tolist(), self.firsts_B.tolist(), strict=True))
-        theirs = zip(other.pictures_B.tolist(), other.firsts_B.tolist(), strict=True)
-        return float(np.mean([mine[picture] == first for picture, first in theirs]))
+        """Share of the pictures in both whose first class is the same."""
+        _, mine, theirs = np.intersect1d(self.pictures_B, other.pictures_B, return_indices=True)
+        return float((self.firsts_B[mine] == other.firsts_B[theirs]).mean())
 
 
 def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
@@ -136,6 +143,15 @@ def score(
     return found.scores(len(source))
 
 
+def score_in_groups(
+    engine: Engine, source: Source, preprocess: PreprocessSpec, *, batch_size: int = 64, mux_width: int
+) -> tuple[Scores, float | None]:
+    """As `score`; of a multiplexed model also the share of pictures whose label stays beside others."""
+    shown = partial(outcomes, engine, source, preprocess, batch_size=batch_size, mux_width=mux_width)
+    first = shown()
+    return first.scores(len(source)), first.agreement(shown(mates=1)) if mux_width > 1 else None
+
+
 def outcomes(
     engine: Engine,
     source: Source,
@@ -144,19 +160,18 @@ def outcomes(
     batch_size: int = 64,
     workers: int = 2,
     mux_width: int = 1,
-    seed: int = 0,
+    mates: int = 0,
 ) -> Outcomes:
     """What an engine says of every picture of a labelled source.
 
-    Pictures that share a pass (`mux_width` above 1) are drawn by `seed`: side by side, pictures of one class
-    would help each other, as they do not in use. Otherwise they are shown in their order.
+    Pictures that share a pass (`mux_width` above 1) are drawn at random: side by side, pictures of one class
+    would help each other, as they do not in use. Every number `mates` leaves each in its slot and draws the
+    others of its group anew. Otherwise pictures are shown in their order.
 
     Raises:
         DataError: no picture could be read, or a label lies outside the model's classes.
     """
-    order_N = np.arange(len(source))
-    if mux_width > 1:
-        order_N = np.random.default_rng(seed).permutation(order_N)
+    order_N = np.arange(len(source)) if mux_width == 1 else _drawn(len(source), mux_width, mates)
     parts: list[tuple[NDArray[np.int64], ...]] = []
     batches = -(-len(source) // batch_size)
     for logits_BK, pictures_B in track(
@@ -169,7 +184,19 @@ def outcomes(
     if not parts:
         raise DataError("no picture could be read, so there is nothing to score")
     pictures_B, ranks_B, firsts_B, slots_B = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Outcomes(pictures_B=pictures_B, ranks_B=ranks_B, firsts_B=firsts_B, slots_B=slots_B)
+    return Outcomes(
+        mux_width=mux_width, pictures_B=pictures_B, ranks_B=ranks_B, firsts_B=firsts_B, slots_B=slots_B
+    )
+
+
+def _drawn(count: int, mux_width: int, mates: int) -> NDArray[np.int64]:
+    """An order (count,) that puts each picture in the same slot for every `mates`, beside other ones."""
+    order_N = np.random.default_rng(0).permutation(count)
+    whole = count // mux_width * mux_width
+    groups_GM = order_N[:whole].reshape(-1, mux_width)
+    generator = np.random.default_rng((1, mates))
+    mixed_GM = np.stack([generator.permutation(column_G) for column_G in groups_GM.T], axis=1)
+    return np.concatenate([mixed_GM.ravel(), order_N[whole:]])
 
 
 def label_ranks(logits_BK: NDArray[np.float32], labels_B: NDArray[np.int64]) -> NDArray[np.int64]:

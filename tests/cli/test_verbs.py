@@ -64,7 +64,7 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 74
+    assert len(rows) == 82
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
     assert all(wanted <= row.keys() for row in rows.values())
     assert (rows["efficientvit_m5"]["params"], rows["efficientvit_m5"]["top1"]) == (12_473_772, 0.771)

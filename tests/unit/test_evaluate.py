@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from vitesse.data.sources import FileSource, open_source
+from vitesse.data.sources import FileSource, open_source, take
 from vitesse.errors import DataError
-from vitesse.metrics import label_ranks, outcomes, score, with_classes
+from vitesse.metrics import label_ranks, outcomes, score, score_in_groups, with_classes
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
@@ -178,10 +178,37 @@ def test_pictures_that_share_a_pass_are_drawn_and_scored_by_slot(
     assert scores.slots[0] == 1.0
     assert scores.slots[1] == pytest.approx(2 * scores.top1 - 1)
     assert 0.6 < scores.slots[1] < 0.95
-    again = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, seed=0)
+    again = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2)
     assert drawn.agreement(again) == 1.0
-    other = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, seed=1)
+    other = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, mates=1)
+    slots = dict(zip(drawn.pictures_B, drawn.slots_B, strict=True))
+    assert all(slots[p] == slot for p, slot in zip(other.pictures_B, other.slots_B, strict=True))
     same = dict(zip(drawn.pictures_B, drawn.firsts_B, strict=True))
     expected = np.mean([same[p] == first for p, first in zip(other.pictures_B, other.firsts_B, strict=True)])
     assert drawn.agreement(other) == pytest.approx(expected)
     assert 0.7 < expected < 1.0
+
+
+def test_what_depends_on_its_slot_alone_agrees_beside_all_pictures(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
+    class Slots(MeanColour):
+        """Blind in slot 1."""
+
+        def run(self, batch_BCHW: np.ndarray) -> tuple[np.ndarray, ...]:
+            (logits_BK,) = super().run(batch_BCHW)
+            logits_BK[1::2] = 0
+            return (logits_BK,)
+
+    source = open_source(paint_classes(tmp_path, per_class=20))
+    scores, agreement = score_in_groups(Slots(), source, SPEC, mux_width=2)
+    assert agreement == 1.0
+    assert scores.slots[0] == 1.0
+    assert scores.slots[1] < 0.6
+
+
+def test_a_slot_without_pictures_has_no_score(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+    source = take(open_source(paint_classes(tmp_path, per_class=2)), 1)
+    scores, agreement = score_in_groups(MeanColour(), source, SPEC, mux_width=4)
+    assert (scores.slots, scores.images, agreement) == ((1.0,), 1, 1.0)
+    assert score(MeanColour(), source, SPEC).to_dict().keys() == {"top1", "top5", "images", "refused"}

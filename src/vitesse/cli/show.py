@@ -104,7 +104,7 @@ def show_training(result: Any, model: str, *, as_json: bool) -> int:
             {
                 "model": model,
                 "checkpoint": str(checkpoint),
-                **vars(scores),
+                **scores.to_dict(),
                 "unreadable": list(result.refused),
             }
         )
@@ -126,7 +126,7 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
         if result.agreement is not None:
             print(
                 f"  {result.mux_width} pictures share a pass: worst slot {min(result.slots):.2%}, best "
-                f"{max(result.slots):.2%}; among other pictures {result.agreement:.2%} keep their label"
+                f"{max(result.slots):.2%}; beside other pictures {result.agreement:.2%} keep their label"
             )
     return SOME_REFUSED if result.refused else DONE
 

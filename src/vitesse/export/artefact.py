@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from vitesse.export.fold import fold
 from vitesse.export.half import to_half
 from vitesse.export.int8 import to_int8
 from vitesse.export.onnx import as_proto, to_onnx, write_artefact
-from vitesse.export.targets import check_formats, install, write_target
+from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import outcomes, with_classes
+from vitesse.metrics import score_in_groups, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -80,6 +79,7 @@ def export(
     _check_request(out, precision, calibrate)
     check_formats(formats, precision)
     module, found_manifest = load_torch(model, arch)
+    check_groups(formats, found_manifest.mux_width)
     manifest = replace(
         found_manifest,
         precision="fp16" if precision == "fp16" else "fp32",
@@ -135,14 +135,12 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
 
 
 def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
-    engine, width = create_engine(artefact, "onnxruntime"), artefact.manifest.mux_width
-    shown = partial(outcomes, engine, source, artefact.manifest.preprocess, mux_width=width)
-    first = shown()
-    scores = first.scores(len(source))
+    engine = create_engine(artefact, "onnxruntime")
+    scores, agreement = score_in_groups(
+        engine, source, artefact.manifest.preprocess, mux_width=artefact.manifest.mux_width
+    )
     accuracy = {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
-    if width > 1:
-        accuracy |= {"slots": scores.slots, "agreement": first.agreement(shown(seed=1))}
-    return accuracy
+    return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
 
 
 def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:

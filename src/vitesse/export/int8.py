@@ -15,7 +15,7 @@ from vitesse.data.sources import Subset, open_source
 from vitesse.errors import DataError, ExportError, ImageError
 from vitesse.export.onnx import write_artefact
 from vitesse.export.quantize import noise, quantize
-from vitesse.metrics import score, with_classes
+from vitesse.metrics import score, score_in_groups, with_classes
 from vitesse.progress import say
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.autoselect import seconds_a_picture
@@ -37,12 +37,16 @@ ATTEMPTS, FLOAT_SHARE = 4, 0.04
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """int8, on the engine where it is worse, beside fp32 on the same pictures; and both speeds."""
+    """int8, on the engine where it is worse, beside fp32 on the same pictures; and both speeds.
+
+    `groups` is what the manifest says of a multiplexed model beside its accuracy.
+    """
 
     fp32_top1: float
     int8_top1: float
     int8_top5: float
     images: int
+    groups: Mapping[str, Any]
     img_per_s: Mapping[str, Mapping[str, float]]
 
     @property
@@ -114,7 +118,7 @@ def to_int8(
     manifest = replace(
         int8.manifest,
         accuracy={**dataset, "top1": found.int8_top1, "top5": found.int8_top5, "images": found.images}
-        | {"fp32_top1": found.fp32_top1},
+        | {"fp32_top1": found.fp32_top1, **found.groups},
         calibration={"dataset": Path(calibrate).name, "images": len(images_BCHW), "ranges": "extremes"}
         | {"float_operators": floats, "img_per_s": {k: dict(v) for k, v in found.img_per_s.items()}},
     )
@@ -175,15 +179,16 @@ def _compare(fp32: Artefact, int8: Artefact, data: Source, fp32_top1: float) -> 
     scores, rates, width = [], {}, int8.manifest.mux_width
     for name in available_engines():
         engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
-        scores.append(score(engines["int8"], data, int8.manifest.preprocess, mux_width=width))
+        scores.append(score_in_groups(engines["int8"], data, int8.manifest.preprocess, mux_width=width))
         seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
         rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
-    worst = min(scores, key=lambda found: found.top1)
+    worst, agreement = min(scores, key=lambda found: found[0].top1)
     return Comparison(
         fp32_top1=fp32_top1,
         int8_top1=worst.top1,
         int8_top5=worst.top5,
         images=worst.images,
+        groups={} if agreement is None else {"slots": worst.slots, "agreement": agreement},
         img_per_s=rates,
     )
 

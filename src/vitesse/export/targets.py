@@ -41,6 +41,7 @@ class Target:
         package, extra: what writes it, and the extra that brings that.
         precisions: those that it can hold.
         engine: the engine of the artefact whose logits it must give.
+        any_batch: it takes several pictures at once.
         run: gives its logits (B, K) on this machine; None where only its own devices can.
     """
 
@@ -49,6 +50,7 @@ class Target:
     extra: str
     precisions: tuple[str, ...]
     engine: str = "onnxruntime"
+    any_batch: bool = False
     run: Run | None = None
 
 
@@ -59,6 +61,7 @@ TARGETS = {
         extra="openvino",
         precisions=("fp32", "fp16", "int8"),
         engine="openvino",
+        any_batch=True,
         run=openvino.run,
     ),
     "executorch": Target(
@@ -91,6 +94,20 @@ def check_formats(formats: Sequence[str], precision: str) -> None:
             )
         with quiet():
             require(target.package, target.extra)
+
+
+def check_groups(formats: Sequence[str], mux_width: int) -> None:
+    """Raises for programs of one picture of a model whose point is to take several.
+
+    Raises:
+        ConfigError: a format that has such programs alone.
+    """
+    single = [name for name in formats if not TARGETS[name].any_batch]
+    if mux_width > 1 and single:
+        raise ConfigError(
+            f"--format {single[0]}: takes one picture at a time, this model groups of {mux_width}; expected "
+            "onnx or openvino, or the model's _dim0 form"
+        )
 
 
 def write_target(

@@ -24,6 +24,7 @@ class Backbone(nn.Module, ABC):
         size_multiple: image sides must be multiples of so many pixels.
         head_prefixes: how the names of the classifier's parameters begin.
         starts_from: shell patterns for the names of other architectures whose weights can start this one.
+        same_weights: name of the architecture whose weights are this one's too; empty for none.
         fresh_prefixes: how the names of parameters begin that those do not have.
         mux_width: images that share a sequence of tokens; a batch of any size is taken, whole groups cost
             least.
@@ -35,6 +36,7 @@ class Backbone(nn.Module, ABC):
     size_multiple: int = 1
     head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
     starts_from: ClassVar[tuple[str, ...]] = ()
+    same_weights: str = ""
     fresh_prefixes: ClassVar[tuple[str, ...]] = ()
     mux_width: int = 1
     head: nn.Module

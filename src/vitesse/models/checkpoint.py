@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +107,7 @@ def _own_model(
     So a plain ViT's checkpoint can run as the one that merges tokens.
     """
     model = build(spec if arch is None else dataclasses.replace(spec, name=spec_for(arch).name))
-    starts_from = (model.spec.name, *getattr(model, "starts_from", ()))
-    if not any(fnmatchcase(spec.name, known) for known in starts_from):
+    if spec.name not in (model.spec.name, getattr(model, "same_weights", "")):
         raise WeightsError(f"{path}: expected weights of {arch}, the file holds {spec.name}")
     return model, load_tensors(model, tensors, str(path), image_size=spec.image_size, foreign=False)
 

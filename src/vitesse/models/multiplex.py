@@ -314,7 +314,7 @@ SHARING: dict[int, dict[str, Any]] = {
 
 
 def _configs() -> dict[str, ConcatPlexerConfig | ImageMultiplexerConfig]:
-    """Every size and number of images in every variant, and the naive baseline."""
+    """Every size and number of images in every variant, and the naive baseline with either transform."""
     plain = {size: ViTConfig(width=width, num_heads=heads) for size, (width, heads) in SIZES.items()}
     plain["tiny_patch4"] = replace(plain["tiny"], patch_size=4)
     configs: dict[str, ConcatPlexerConfig | ImageMultiplexerConfig] = {}
@@ -322,7 +322,9 @@ def _configs() -> dict[str, ConcatPlexerConfig | ImageMultiplexerConfig]:
         for variant, changes in VARIANTS.items():
             config = ConcatPlexerConfig(vit=vit, **sharing | changes)
             configs[f"concatplexer_{size}_n{count}{variant}"] = config
-        configs[f"imagemux_{size}_n{count}"] = ImageMultiplexerConfig(vit=vit, mux_width=count)
+        superposed = ImageMultiplexerConfig(vit=vit, mux_width=count)
+        configs[f"imagemux_{size}_n{count}"] = superposed
+        configs[f"imagemux_{size}_n{count}_orthogonal"] = replace(superposed, transform="orthogonal")
     return configs
 
 

@@ -192,12 +192,13 @@ def _init_linear(module: nn.Module) -> None:
 
 
 def resample_patch_embedding(weight_OIHW: Tensor, patch_size: int) -> Tensor:
-    """A patch embedding for patches of another side: what it gives for a patch enlarged to its old side.
+    """A patch embedding for smaller patches: what it gives for a patch enlarged to its old side, bilinearly.
 
-    FlexiViT, Beyer et al., CVPR 2023, arXiv 2212.08013, section 3.4, with bilinear enlargement.
+    So a model of small patches begins as the one of large patches on enlarged images, but for the seams
+    between patches. For larger patches it is given back as it is.
     """
-    old = tuple(weight_OIHW.shape[2:])
-    if old == (patch_size, patch_size):
+    old = (weight_OIHW.shape[2], weight_OIHW.shape[3])
+    if min(old) <= patch_size:
         return weight_OIHW
     pixels = patch_size * patch_size
     full_OIHW = upcast(weight_OIHW)

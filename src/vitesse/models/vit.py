@@ -51,6 +51,7 @@ class VisionTransformer(TokenBackbone):
         self.dist_token = nn.Parameter(torch.empty(1, 1, config.width)) if spec.distilled else None
         if spec.name.endswith(MERGING):
             merged = itertools.islice(itertools.cycle(TOKENS_MERGED[config.patch_size]), config.depth)
+            self.same_weights = spec.name.removesuffix(MERGING)
             self.blocks = MergingBlocks(self.blocks, tuple(merged), self.num_prefix_tokens)
         self.reset_parameters()
 

@@ -17,9 +17,10 @@ from vitesse.spec import Manifest
 
 
 class EnsembledEngine:
-    """An engine that sees every picture once in each slot and gives the mean (MUX-PLM, arXiv 2302.12441).
+    """An engine that sees every picture in each slot and gives the mean (MUX-PLM, arXiv 2302.12441).
 
-    It costs as much as no multiplexing at all; from one slot to the next a picture meets other pictures.
+    It costs at least as much as no multiplexing at all. From one slot to the next a picture meets others, as
+    far as the batch holds any; what fills the last group are pictures of the batch once more.
 
     Raises:
         ConfigError: `mux_width` is 1.
@@ -33,27 +34,25 @@ class EnsembledEngine:
 
     def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """See `Engine.run`."""
+        count = len(batch_BCHW)
+        filled = np.arange(whole_groups(count, self._mux_width)) % count
         runs = []
-        for order_B in orders(len(batch_BCHW), self._mux_width):
-            outputs = self._engine.run(batch_BCHW[order_B])
-            back_B = np.argsort(order_B)
+        for order in orders(len(filled), self._mux_width):
+            outputs = self._engine.run(batch_BCHW[filled[order]])
+            back_B = np.argsort(order)[:count]
             runs.append([output[back_B] for output in outputs])
         return tuple(np.mean(parts, axis=0) for parts in zip(*runs, strict=True))
 
 
 def orders(count: int, mux_width: int) -> Iterator[NDArray[np.int64]]:
-    """`mux_width` orders of `count` pictures; each picture of a whole group is in every slot once.
+    """`mux_width` orders of `count` pictures in whole groups, so that each is in every slot once.
 
-    The column of slot m moves by m groups from one order to the next, so that groups are mixed anew; a rest
-    that fills no group only changes its slots.
+    The column of slot m moves by m groups from one order to the next, which mixes the groups.
     """
-    whole = count // mux_width * mux_width
-    groups_GM = np.arange(whole).reshape(-1, mux_width)
-    rest_B = np.arange(whole, count)
+    groups_GM = np.arange(count).reshape(-1, mux_width)
     for turn in range(mux_width):
         columns = [np.roll(groups_GM[:, slot], turn * slot) for slot in range(mux_width)]
-        turned_GM = np.roll(np.stack(columns, axis=1), turn, axis=1)
-        yield np.concatenate([turned_GM.ravel(), np.roll(rest_B, turn)])
+        yield np.roll(np.stack(columns, axis=1), turn, axis=1).ravel()
 
 
 def whole_groups(batch_size: int, mux_width: int) -> int:
@@ -63,9 +62,9 @@ def whole_groups(batch_size: int, mux_width: int) -> int:
 
 def dependence(manifest: Manifest) -> str:
     """What a user of a multiplexed model must know of its labels, in one line."""
-    shared = f"{manifest.model.name} reads pictures in groups of {manifest.mux_width}"
-    agreement = (manifest.accuracy or {}).get("agreement")
-    if agreement is None:
-        return f"{shared}: a label may depend on its group; `vitesse evaluate` measures how often"
-    images = (manifest.accuracy or {})["images"]
-    return f"{shared}: among other pictures {agreement:.1%} keep their label (measured on {images})"
+    accuracy = manifest.accuracy or {}
+    if "agreement" in accuracy:
+        known = f"beside other pictures {accuracy['agreement']:.1%} of {accuracy['images']} kept their label"
+    else:
+        known = "a label may depend on the others of its group; `vitesse evaluate` measures how often"
+    return f"{manifest.model.name} reads pictures in groups of {manifest.mux_width}: {known}"

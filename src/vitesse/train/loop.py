@@ -27,6 +27,7 @@ from vitesse.errors import ConfigError, DataError, TrainingError, require
 from vitesse.metrics import Scores, score
 from vitesse.models import build
 from vitesse.models.engine import TorchEngine
+from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say, track
 from vitesse.provenance import provenance
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
@@ -124,7 +125,7 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         model = build(spec)
-        if (recipe.retrieval or recipe.retrieval_epochs) and getattr(model, "mux_width", 1) == 1:
+        if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
             raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
         if recipe.init:
             say(f"{recipe.init}: {start_from(model, recipe.init).explain()}")
@@ -188,7 +189,7 @@ class Trainer:
         x_BCHW = self.device_transform(batch.images_BCHW.to(self.device, non_blocking=True))
         if self.mix is not None:
             x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
-        count = len(x_BCHW) - self._left_out()
+        count = max(1, len(x_BCHW) - self._left_out())
         x_BCHW, targets_BK = x_BCHW[:count], targets_BK[:count]
         if self.recipe.channels_last:
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
@@ -220,8 +221,9 @@ class Trainer:
             return self._task_loss(self.forward(x_BCHW), x_BCHW, targets_BK)
         output, found_BC, own_BC = self.forward(x_BCHW, retrieve=True)
         retrieval = retrieval_loss(found_BC, own_BC)
-        task = self._task_loss(output, x_BCHW, targets_BK)
-        return share * retrieval + (1 - share) * task
+        if warming_up:
+            return retrieval
+        return share * retrieval + (1 - share) * self._task_loss(output, x_BCHW, targets_BK)
 
     def _task_loss(self, output: Any, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
         logits_BK, distilled_BK = output if isinstance(output, tuple) else (output, output)
@@ -326,7 +328,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": loss,
             "seconds": self.progress.seconds,
-            **(asdict(scores) if scores else {}),
+            **(scores.to_dict() if scores else {}),
         }
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -356,11 +358,11 @@ def _precision(recipe: Recipe) -> str:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay on norms, biases, attention biases, position tables and learned tokens."""
+    """No decay on norms, biases, attention biases, position tables, embeddings and learned tokens."""
 
     def decays(name: str, parameter: nn.Parameter) -> bool:
         last = name.rpartition(".")[2]
-        return parameter.ndim > 1 and "bias" not in last and not last.endswith(("pos_embed", "_token"))
+        return parameter.ndim > 1 and "bias" not in last and not last.endswith(("_embed", "_token"))
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if decays(name, p)]

@@ -54,7 +54,9 @@ def retrieval_loss(found_BC: Tensor, own_BC: Tensor) -> Tensor:
     the cosine at `RETRIEVAL_TEMPERATURE`. DataMUX (arXiv 2202.09318, section 3.3) retrieves words; images
     have none, so that here whole images are retrieved. No gradient reaches `own_BC`.
     """
-    likeness_BB = F.normalize(found_BC.float(), dim=1) @ F.normalize(own_BC.detach().float(), dim=1).T
+    own_BC = own_BC.detach().float()
+    own_BC = own_BC - own_BC.mean(0)  # what all images share tells none from the others
+    likeness_BB = F.normalize(found_BC.float(), dim=1) @ F.normalize(own_BC, dim=1).T
     return F.cross_entropy(
         likeness_BB / RETRIEVAL_TEMPERATURE, torch.arange(len(found_BC)).to(found_BC.device)
     )

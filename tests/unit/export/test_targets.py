@@ -315,3 +315,12 @@ def test_the_command_refuses_an_unknown_format_in_one_line(capsys: pytest.Captur
     assert capsys.readouterr().err == (
         "error: --format: expected of onnx, openvino, executorch, coreml, got 'tflite'\n"
     )
+
+
+def test_programs_of_one_picture_refuse_groups():
+    targets.check_groups(["openvino"], 4)
+    targets.check_groups(EVERY, 1)
+    with pytest.raises(
+        ConfigError, match="--format coreml: takes one picture at a time, this model groups of 4;"
+    ):
+        targets.check_groups(["openvino", "coreml"], 4)

@@ -251,6 +251,22 @@ def test_a_multiplexed_model_meets_short_groups_and_warms_up(
     assert len(set(sizes)) > 1
 
 
+def test_the_warm_up_teaches_what_tells_images_apart_and_no_classes(colours: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 1, "retrieval_epochs": 1, "image_size": 16, "ema": 0.0, "weight_decay": 0.0}
+    overrides = {**TINY, **changes}
+    torch.manual_seed(0)
+    train(colours, model="concatplexer_tiny_patch4_n2", out=tmp_path / "run", overrides=overrides)
+    learned = weights(tmp_path / "run")
+    assert learned["head.classifier.bias"].abs().max() == 0, "classes are not in the loss"
+    assert learned["demux.0.linear.bias"].abs().max() > 0
+
+
+def test_a_batch_smaller_than_a_group_is_not_emptied(colours: Path, tmp_path: Path) -> None:
+    overrides = {**TINY, "epochs": 1, "image_size": 16, "batch_size": 2, "short_groups": 1.0}
+    result = train(colours, model="concatplexer_tiny_patch4_n4", out=tmp_path / "run", overrides=overrides)
+    assert result.scores.images == 6
+
+
 def test_retrieval_of_a_plain_model_is_refused(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="retrieval: expected a multiplexed model, got efficientvit_m0"):
         run(colours, tmp_path / "run", retrieval=0.1)
