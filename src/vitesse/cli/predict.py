@@ -64,6 +64,7 @@ def run(
       vitesse predict holiday/ --json > labels.jsonl
       vitesse predict archive/ --batch-size 16 --threads 4 --streams 4 --json > labels.jsonl
       vitesse predict sample:rocket sample:coffee --save out
+      vitesse predict holiday/ --model multiplexed.onnx --ensemble
       find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
     """
     from vitesse.cli.show import show_records
