@@ -115,7 +115,7 @@ def test_operators_go_back_to_float_until_accuracy_holds(
     kept = []
     real = int8.quantize
     monkeypatch.setattr(
-        int8, "quantize", lambda proto, x, floats: (kept.append(len(floats)), real(proto, x, floats))[1]
+        int8, "quantize", lambda proto, x, floats, _: (kept.append(len(floats)), real(proto, x, floats))[1]
     )
     monkeypatch.setattr(int8, "MAX_LOSS", -1.0)  # never content
     with pytest.raises(ExportError):
