@@ -72,6 +72,8 @@ def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert [w["hub_id"] for w in rows["shvit_s1"]["weights"]] == ["timm/shvit_s1.in1k"]
     assert run(["models", "*_m5"]) == 0
     assert "12.5" in capsys.readouterr().out
+    assert run(["models", "concatplexer_tiny_n2"]) == 0
+    assert "published" not in capsys.readouterr().out
     assert run(["models", "nothing*"]) == 1
     assert "leave one out" in capsys.readouterr().err
 

@@ -59,10 +59,11 @@ def _per_cent(share: float | None) -> str:
 
 def _print_sources(sources: Iterable[tuple[str, str]]) -> None:
     """Where the accuracies were published, once each."""
-    print("top-1: ImageNet-1k validation, published in")
-    for family, source in dict.fromkeys(sources):
-        if source:
-            print(f"  {family}: {source}")
+    published = [(family, source) for family, source in dict.fromkeys(sources) if source]
+    if published:
+        print("top-1: ImageNet-1k validation, published in")
+    for family, source in published:
+        print(f"  {family}: {source}")
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
