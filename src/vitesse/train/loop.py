@@ -216,8 +216,8 @@ class Trainer:
 
     def _loss(self, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
         warming_up = self.progress.step < self.recipe.retrieval_epochs * self.steps_per_epoch
-        share = 1.0 if warming_up else self.recipe.retrieval
-        if not share:
+        share = self.recipe.retrieval
+        if not (warming_up or share):
             return self._task_loss(self.forward(x_BCHW), x_BCHW, targets_BK)
         output, found_BC, own_BC = self.forward(x_BCHW, retrieve=True)
         retrieval = retrieval_loss(found_BC, own_BC)
