@@ -85,7 +85,11 @@ class Multiplexer(TokenBackbone):
     starts_from = ("vit_*",)
     fresh_prefixes = ("mux.", "demux.")
     stem_depth: int = 0
-    demux: nn.ModuleList
+
+    def __init__(self, spec: ModelSpec, config: ConcatPlexerConfig | ImageMultiplexerConfig) -> None:
+        super().__init__(spec, config.vit)
+        self.mux_width = config.mux_width
+        self.demux = nn.ModuleList(DeMUX(config.vit.width) for _ in range(config.mux_width))
 
     def forward_patches(self, x_BCHW: Tensor) -> Tensor:
         """Every image by itself: patches, positions, the first blocks (B, N, C)."""
@@ -168,9 +172,10 @@ class ConcatMultiplexer(nn.Module):
 
     def resampled(self, table_MNC: Tensor, image_size: tuple[int, int] | None) -> Tensor:
         """The position table of another size, that of square images where `image_size` (pixels) fits none."""
-        sides = [image_size] if image_size else []
-        patch = self.config.vit.patch_size
-        grids = [self.reduced((height // patch, width // patch)) for height, width in sides]
+        grids = []
+        if image_size is not None:
+            patch = self.config.vit.patch_size
+            grids = [self.reduced((image_size[0] // patch, image_size[1] // patch))]
         grids += [self.reduced((side, side)) for side in range(1, table_MNC.shape[1] + 1)]
         fitting = [(rows, columns) for rows, columns in grids if rows * columns == table_MNC.shape[1]]
         if not fitting:
@@ -193,11 +198,9 @@ class ConcatPlexer(Multiplexer):
     """Reduced tokens of several images side by side, one class token, one DeMUX a slot."""
 
     def __init__(self, spec: ModelSpec, config: ConcatPlexerConfig) -> None:
-        super().__init__(spec, config.vit)
-        self.config = config
-        self.mux_width, self.stem_depth = config.mux_width, config.stem_depth
+        super().__init__(spec, config)
+        self.config, self.stem_depth = config, config.stem_depth
         self.mux = ConcatMultiplexer(config, self.grid)
-        self.demux = nn.ModuleList(DeMUX(config.vit.width) for _ in range(config.mux_width))
         self.reset_parameters()
         nn.init.normal_(self.mux.slot_embed, std=SLOT_DEVIATION)
 
@@ -259,10 +262,8 @@ class ImageMultiplexer(Multiplexer):
     """
 
     def __init__(self, spec: ModelSpec, config: ImageMultiplexerConfig) -> None:
-        super().__init__(spec, config.vit)
-        self.mux_width = config.mux_width
+        super().__init__(spec, config)
         self.mux = Superposition(config.vit.width, config)
-        self.demux = nn.ModuleList(DeMUX(config.vit.width) for _ in range(config.mux_width))
         self.reset_parameters()
 
     def shared_pass(self, patches_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
