@@ -47,6 +47,10 @@ class TrainingError(VitesseError):
     """A training run cannot start, go on or be resumed."""
 
 
+class StoppedError(VitesseError):
+    """A signal ended a run, which is saved; the same command goes on with it."""
+
+
 class ExportError(VitesseError):
     """A model cannot be folded or exported, or the exported file disagrees with the model."""
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, Union
 
 T = TypeVar("T")
 
 PLAIN_SECONDS = 30.0
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` on while showing how many of `total` are done."""
+Description = Union[str, Callable[[], str]]  # noqa: UP007
+
+
+def track(items: Iterable[T], description: Description, total: int | None = None) -> Iterator[T]:
+    """Pass `items` on while showing how many of `total` are done; a description may change on the way."""
     return _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total)
 
 
@@ -22,7 +25,7 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+def _bar(items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,14 +34,21 @@ def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]
     shared = sys.stdout.isatty()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(_text(description), total=total)
+        for item in items:
+            yield item
+            progress.update(task, advance=1, description=_text(description))
 
 
-def _lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+def _lines(items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:
     of_total = f"/{total}" if total is not None else ""
     said = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         if time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
-            say(f"{description}: {done}{of_total}")
+            say(f"{_text(description)}: {done}{of_total}")
+
+
+def _text(description: Description) -> str:
+    return description if isinstance(description, str) else description()

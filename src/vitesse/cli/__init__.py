@@ -13,9 +13,9 @@ import typer
 import typer.main
 
 from vitesse.cli import bench, convert, doctor, evaluate, export, models, predict, push, train
-from vitesse.errors import ConfigError, VitesseError
+from vitesse.errors import ConfigError, StoppedError, VitesseError
 
-DONE, FAILED, WRONG_USAGE, SOME_REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, WRONG_USAGE, SOME_REFUSED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 DEBUG = "VITESSE_DEBUG"
 
 app = typer.Typer(
@@ -49,7 +49,8 @@ def _vitesse(
 ) -> int:
     """Real-time vision transformers: train them, measure them, ship them.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with some inputs refused.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished with some inputs refused, 75 training was stopped
+    by a signal and saved.
 
     \b
     Examples:
@@ -100,6 +101,8 @@ def main() -> None:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line for the user, and the exit code."""
+    if isinstance(error, StoppedError):
+        return str(error), STOPPED
     if isinstance(error, VitesseError):
         return str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     if isinstance(error, KeyboardInterrupt):

@@ -1,22 +1,22 @@
-"""Training batches whose order and augmentation depend only on (seed, epoch, index)."""
+"""Training batches: pictures decoded and augmented by worker processes that no signal takes away."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from vitesse.data.sampler import Key, ShuffledKeys
 from vitesse.data.sources import Source
 from vitesse.errors import ImageError
-from vitesse.runtime.imaging import read_image
 
-Transform = Callable[[Any], Tensor]
+Transform = Callable[[bytes], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,15 @@ class Batch:
     indices_B: Tensor
     refused: tuple[int, ...]
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from where a GPU fetches while it computes."""
+        return Batch(self.images_BCHW.pin_memory(), self.indices_B.pin_memory(), self.refused)
+
 
 class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
     """Pictures of a source, decoded and augmented; an unreadable one is None.
 
-    An item's key is (epoch, index): the random state is set from it, so a worker's history never matters.
+    The random state is set from the key, so a worker's history never matters.
     """
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
@@ -40,43 +44,16 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int]:
-        epoch, index = key
-        try:
-            image = read_image(self.source.read(index))
-        except (ImageError, OSError):
-            return None, index
-        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+    def __getitem__(self, key: Key) -> tuple[Tensor | None, int]:
+        state = np.random.SeedSequence((self.seed, key.epoch, key.picture, key.copy)).generate_state(1)
+        seed = int(state[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        return self.transform(image), index
-
-
-class ShuffledKeys(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), ordered by (seed, epoch) alone, from any batch on, for one of `world` ranks.
-
-    The last, incomplete batch of an epoch is left out; another epoch draws other pictures for it.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.rank, self.world = rank, world
-        self.epoch = self.first_batch = 0
-
-    def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin at a batch of an epoch."""
-        self.epoch, self.first_batch = epoch, batch
-
-    def __len__(self) -> int:
-        return self.num_images // (self.batch_size * self.world) - self.first_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
-        step = self.batch_size * self.world
-        for batch in range(self.first_batch, self.num_images // step):
-            start = batch * step + self.rank * self.batch_size
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+        try:
+            return self.transform(self.source.read(key.picture)), key.picture
+        except (ImageError, OSError):
+            return None, key.picture
 
 
 def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
@@ -89,13 +66,19 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
     )
 
 
-def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> DataLoader[Batch]:
+def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Iterable[Batch]:
     """Batches decoded by `workers` processes (0: in this one)."""
     return DataLoader(
-        pictures,  # type: ignore[arg-type]
+        pictures,
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=collate,
-        persistent_workers=False,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _ignore_signals(_: int) -> None:
+    """A signal to the whole group must not take the workers from a run that is about to save itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

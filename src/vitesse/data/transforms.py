@@ -1,55 +1,112 @@
-"""Training augmentation: pictures in worker processes, whole batches on the training device."""
+"""Training augmentation: pictures in worker processes, whole batches on the training device.
+
+Shape suffixes: B images, C channels, H rows, W columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 from vitesse.errors import ConfigError, require
+from vitesse.runtime.bands import NPY_MAGIC, read_bands
+from vitesse.runtime.decode import DEFAULT_LIMITS, Decoded, decode
+from vitesse.runtime.imaging import to_rgb
 
 if TYPE_CHECKING:
-    from vitesse.data.loader import Transform
     from vitesse.spec import PreprocessSpec
 
 GREY = (128, 128, 128)
+CROP_RATIOS = (3 / 4, 4 / 3)
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Interpolation = Literal["bicubic", "bilinear", "random"]
 
 
-def augment_pictures(
-    size: tuple[int, int], *, crop_scale: tuple[float, float], hflip: float, rand_augment: str
-) -> Transform:
-    """PIL picture to uint8 (3, H, W) of `size` pixels: random crop, flip, RandAugment.
+class Augment:
+    """Encoded picture to uint8 (3, H, W): random crop, flip, colour jitter, RandAugment.
+
+    The crop is drawn before decoding, from the header alone: of a JPEG far larger than `size`, only as many
+    pixels are decoded as the crop needs. Crop and resize are one step.
 
     Args:
         size: (height, width) in pixels.
         crop_scale: smallest and largest share of the picture that a crop keeps.
         hflip: probability of mirroring.
+        color_jitter: range of brightness, contrast and saturation, 0 is off.
         rand_augment: timm's policy text, such as `rand-m9-mstd0.5-inc1`; empty is off.
+        interpolation: of the resize; `random` draws one of the two for every picture.
 
     Raises:
         ConfigError: the policy text is not one that timm reads.
     """
-    steps: list[nn.Module] = [
-        v2.RandomResizedCrop(
-            size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-        ),
-        v2.RandomHorizontalFlip(hflip),
-    ]
-    if rand_augment:
-        steps.append(v2.Lambda(_rand_augment(rand_augment)))
-    transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
-    return transform
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        hflip: float = 0.5,
+        color_jitter: float = 0.0,
+        rand_augment: str = "",
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        self.size, self.crop_scale, self.hflip = size, crop_scale, hflip
+        self.filters = list(FILTERS.values()) if interpolation == "random" else [FILTERS[interpolation]]
+        self.steps: list[Callable[[Image.Image], Image.Image]] = []
+        if color_jitter:
+            self.steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+        if rand_augment:
+            self.steps.append(_rand_augment(rand_augment))
+
+    def __call__(self, encoded: bytes) -> Tensor:
+        """
+        Raises:
+            ImageError: the picture cannot be read, or is an array of other than colours.
+        """
+        image = self._cropped(encoded)
+        if random.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for step in self.steps:
+            image = step(image)
+        x_CHW: Tensor = v2.functional.pil_to_tensor(image)
+        return x_CHW
+
+    def _cropped(self, encoded: bytes) -> Image.Image:
+        crop = (0, 0, 0, 0)
+
+        def enough(height: int, width: int) -> tuple[int, int]:
+            """Draws the crop of a picture, and says which size of the whole leaves `size` in the crop."""
+            nonlocal crop
+            whole = torch.empty(1, height, width, device="meta")
+            crop = RandomResizedCrop.get_params(whole, list(self.crop_scale), list(CROP_RATIOS))
+            _, _, kept_h, kept_w = crop
+            return math.ceil(height * self.size[0] / kept_h), math.ceil(width * self.size[1] / kept_w)
+
+        if encoded.startswith(NPY_MAGIC):
+            image = to_rgb(read_bands(encoded))
+            decoded = Decoded(image, (image.height, image.width), 1)
+            enough(image.height, image.width)
+        else:
+            decoded = decode(encoded, DEFAULT_LIMITS, enough)
+        top, left, height, width = (side / decoded.fraction for side in crop)
+        box = (left, top, min(left + width, decoded.image.width), min(top + height, decoded.image.height))
+        return decoded.image.resize(self.size[::-1], random.choice(self.filters), box=box)
 
 
-def _rand_augment(policy: str) -> Callable[[Image], Image]:
+def _rand_augment(policy: str) -> Callable[[Image.Image], Image.Image]:
     auto_augment = require("timm.data.auto_augment", "train")
     try:
-        transform: Callable[[Image], Image] = auto_augment.rand_augment_transform(policy, {"img_mean": GREY})
+        transform: Callable[[Image.Image], Image.Image] = auto_augment.rand_augment_transform(
+            policy, {"img_mean": GREY}
+        )
     except (AssertionError, ValueError, KeyError) as error:
         expected = "expected timm's form, such as rand-m9-mstd0.5-inc1"
         raise ConfigError(f"rand_augment: {expected}, got {policy!r}") from error
@@ -59,23 +116,37 @@ def _rand_augment(policy: str) -> Callable[[Image], Image]:
 class DeviceTransform(nn.Module):
     """uint8 pictures (B, C, h, w) to normalised float32 (B, C, H, W), on whatever device they are.
 
-    Pictures smaller than the model's input were augmented at their own size; they are enlarged here.
+    Pictures smaller than the model's input were augmented at their own size; they are enlarged here, and
+    those of a step that is trained at less than full size are shrunk.
+
+    Args:
+        preprocess: size, mean and standard deviation of the model's input.
+        random_erase: share of pictures of which a rectangle is replaced by noise (arXiv 1708.04896).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocess: PreprocessSpec) -> None:
+    def __init__(self, preprocess: PreprocessSpec, random_erase: float = 0.0) -> None:
         super().__init__()
         self.size = preprocess.image_size
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(-1, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(preprocess.std).view(-1, 1, 1) * 255)
+        self.random_erase = random_erase
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = x_BCHW.float()
-        if x_BCHW.shape[2:] != self.size:
-            x_BCHW = F.interpolate(x_BCHW, self.size, mode="bicubic", align_corners=False).clamp(0, 255)
-        return (x_BCHW - self.mean) / self.std
+    def forward(self, x_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """`size` (height, width) in pixels; by default that of the preprocessing."""
+        x_BCHW, size = x_BCHW.float(), size or self.size
+        if x_BCHW.shape[2:] != size:
+            shrinks = size[0] < x_BCHW.shape[2] or size[1] < x_BCHW.shape[3]
+            x_BCHW = F.interpolate(
+                x_BCHW, size, mode="bicubic", align_corners=False, antialias=shrinks
+            ).clamp(0, 255)
+        x_BCHW = (x_BCHW - self.mean) / self.std
+        if self.random_erase:
+            erasing = require("timm.data.random_erasing", "train").RandomErasing
+            x_BCHW = erasing(self.random_erase, mode="pixel", device=x_BCHW.device)(x_BCHW)
+        return x_BCHW
 
 
 def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform | None:
@@ -83,9 +154,7 @@ def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform
 
     `mixup` and `cutmix` are the strengths (alpha), 0 is off; `probability` is the share of mixed batches.
     """
-    kinds: list[v2.Transform] = []
-    if mixup:
-        kinds.append(v2.MixUp(alpha=mixup))
-    if cutmix:
-        kinds.append(v2.CutMix(alpha=cutmix))
+    kinds: Sequence[v2.Transform] = [
+        kind(alpha=alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
+    ]
     return v2.RandomApply([v2.RandomChoice(kinds)], p=probability) if kinds else None

@@ -91,8 +91,8 @@ def decode(
     check_pixels(header.height, header.width, limits)
     turned = header.orientation >= 5
     height, width = (header.width, header.height) if turned else (header.height, header.width)
-    fraction = 1
-    if header.kind == "JPEG" and (least := enough(height, width)) is not None:
+    fraction, least = 1, enough(height, width)
+    if header.kind == "JPEG" and least is not None:
         fraction = next(
             f for f in (8, 4, 2, 1) if f == 1 or (f * least[0] <= height and f * least[1] <= width)
         )

@@ -5,74 +5,184 @@ Each file is complete or absent at any moment; resuming reads the state file alo
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.optim import Optimizer
 
 from vitesse.errors import TrainingError
-from vitesse.files import atomic_path
+from vitesse.weights.files import save_tensors
 
 STATE_FILE = "state.safetensors"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is: optimisation steps done, and the best accuracy seen."""
+    """How far a run is.
+
+    Attributes:
+        step: optimisation steps done, the bad ones among them.
+        epochs: epochs that are trained, evaluated where that was due, and recorded.
+        best_top1: the best accuracy seen, a fraction; -1 before the first evaluation.
+        seconds: time spent in training, over all sessions.
+        bad_steps, bad_in_a_row: steps that were skipped because loss or gradient was not finite; and of
+            these the last ones in a row.
+        loss_sum, loss_count: of the epoch that is going on, without bad steps.
+    """
 
     step: int = 0
+    epochs: int = 0
     best_top1: float = -1.0
     seconds: float = 0.0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
 
 
-def save_state(
-    folder: Path, progress: Progress, modules: dict[str, nn.Module], optimizer: Optimizer, run: dict[str, Any]
-) -> None:
-    """Write everything that a resume needs; `run` identifies the run (recipe, model, data)."""
-    tensors = {
-        f"{name}.{key}": value.detach().contiguous()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value.detach().contiguous() for key, value in moments.items()}
-    metadata = {"progress": json.dumps(vars(progress)), "run": json.dumps(run, sort_keys=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / STATE_FILE) as path:
-        save_file({key: value.clone() for key, value in tensors.items()}, path, metadata)
+class Checkpoints:
+    """The state of a run in `FOLDER/last`, the same whatever the number of processes.
 
-
-def load_state(
-    folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer, run: dict[str, Any]
-) -> Progress | None:
-    """Continue from `save_state`'s file; None where there is none.
-
-    Raises:
-        TrainingError: the file is damaged, or belongs to another run.
+    Args:
+        folder: of the checkpoints.
+        model, optimizer: as prepared by accelerate.
+        average: timm's moving average, or None.
+        run: what identifies the run: recipe, model, data.
     """
-    path = folder / STATE_FILE
-    if not path.exists():
-        return None
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        average: Any,
+        run: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.accelerator, self.run = folder, accelerator, dict(run)
+        self.model, self.optimizer, self.average = model, optimizer.optimizer, average
+
+    def save(self, progress: Progress) -> None:
+        """Write the state, whole or not at all, with a digest of its tensors; all processes call it together.
+
+        Raises:
+            OSError: the file cannot be written; the old one stays.
+        """
+        tensors = gather_training(self.model, self.optimizer)
+        if not self.accelerator.is_main_process:
+            return
+        if self.average is not None:
+            tensors |= {f"ema.{key}": value for key, value in self.average.module.state_dict().items()}
+        if self.accelerator.scaler is not None:
+            scaler = self.accelerator.scaler.state_dict()
+            tensors |= {f"scaler.{key}": torch.tensor(value) for key, value in scaler.items()}
+        header = {
+            "progress": json.dumps(vars(progress)),
+            "run": json.dumps(self.run, sort_keys=True),
+            "sha256": _digest(tensors),
+        }
+        save_tensors(self.folder / "last" / STATE_FILE, tensors, header)
+
+    def resume(self) -> Progress | None:
+        """Put back the state of the run; None where there is none.
+
+        Raises:
+            TrainingError: the file is damaged, or belongs to another run.
+        """
+        path = self.folder / "last" / STATE_FILE
+        if not path.exists():
+            return None
+        progress, run, tensors = _read(path)
+        _check_same_run(path, run, json.loads(json.dumps(self.run)))
+        restore_training(tensors, self.model, self.optimizer)
+        if self.average is not None:
+            self.average.module.load_state_dict(_under("ema.", tensors))
+        if self.accelerator.scaler is not None:
+            scaler = {key: value.item() for key, value in _under("scaler.", tensors).items()}
+            self.accelerator.scaler.load_state_dict(scaler)
+        return progress
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        progress, saved_run = Progress(**json.loads(metadata["progress"])), json.loads(metadata["run"])
+        progress, run = Progress(**json.loads(header["progress"])), json.loads(header["run"])
+        if header["sha256"] != _digest(tensors):
+            raise ValueError("its digest does not fit")
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(
             f"{path}: cannot resume, the file is damaged ({error}); remove it to start anew"
         ) from error
-    _check_same_run(path, saved_run, json.loads(json.dumps(run)))
-    for name, module in modules.items():
-        module.load_state_dict(_under(tensors, f"{name}."))
-    _load_optimizer(optimizer, _under(tensors, "optimizer."))
-    return progress
+    return progress, run, tensors
+
+
+def gather_training(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The tensors of a model and its AdamW, whole on the CPU, also where they are spread over processes.
+
+    All processes call it together.
+    """
+    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
+    tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
+    state: Any = moments["state"]
+    for name, values in state.items():
+        tensors |= {f"optimizer.{name}:{kind}": value for kind, value in values.items()}
+    return tensors
+
+
+def restore_training(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
+    """Put back what `gather_training` gave, whatever the number of processes then and now."""
+    state: dict[str, Any] = {}
+    for key, value in _under("optimizer.", tensors).items():
+        name, _, kind = key.rpartition(":")
+        state.setdefault(name, {})[kind] = value
+    weights: dict[str, Any] = _under("model.", tensors)
+    _, fresh = get_state_dict(model, optimizer, options=WHOLE)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict={"state": state, "param_groups": fresh["param_groups"]},
+        options=WHOLE,
+    )
+    _lay_out_like_weights(optimizer)
+
+
+def _lay_out_like_weights(optimizer: Optimizer) -> None:
+    """Moments in the memory layout of their weights: the fused update pairs them by their place in memory."""
+    for parameter, moments in optimizer.state.items():
+        for kind, value in moments.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[kind] = torch.empty_like(parameter).copy_(value)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -93,20 +203,3 @@ def _flat(run: dict[str, Any]) -> dict[str, Any]:
     for key, value in run.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def cpu_copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A detached copy of a state dict on the CPU."""
-    return {key: torch.clone(value.detach()).cpu() for key, value in state.items()}

@@ -1,50 +1,62 @@
 """The training loop, on accelerate.
 
-Everything random depends on (seed, epoch, index) or (seed, step), so a run that was stopped anywhere
+Everything random depends on (seed, epoch, index) or (seed, step, process), so a run that was stopped anywhere
 goes on as if it had not been.
 
-Shape suffixes: B images, C channels, H rows, W columns, K classes.
+Shape suffixes: N pictures of the source, K classes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from vitesse.data.loader import AugmentedPictures, Batch, ShuffledKeys, training_batches
-from vitesse.data.sources import Source, hold_out, open_source, take
-from vitesse.data.transforms import DeviceTransform, augment_pictures, mix_batches
-from vitesse.errors import ConfigError, DataError, TrainingError, require
-from vitesse.metrics import Scores, score
-from vitesse.models import build
-from vitesse.models.engine import TorchEngine
-from vitesse.models.multiplex import Multiplexer
+from vitesse.data.loader import AugmentedPictures, Batch, training_batches
+from vitesse.data.sampler import Share, ShuffledKeys
+from vitesse.data.sources import Source
+from vitesse.errors import StoppedError, TrainingError
+from vitesse.metrics import Outcomes, Scores
 from vitesse.progress import say, track
 from vitesse.provenance import provenance
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
-from vitesse.train.checkpoint import Progress, load_state, save_state
-from vitesse.train.losses import (
-    distillation_loss,
-    retrieval_loss,
-    smooth_targets,
-    soft_cross_entropy,
-    teacher_shares,
+from vitesse.train.checkpoint import Checkpoints, Progress
+from vitesse.train.clock import StepClock
+from vitesse.train.objective import Objective
+from vitesse.train.optimizer import adamw, moving_average
+from vitesse.train.recipe import Recipe, recipe_values
+from vitesse.train.recipe_files import load_recipe
+from vitesse.train.record import RunLog, make_folder
+from vitesse.train.schedule import DropPathSchedule
+from vitesse.train.setup import (
+    augmentation,
+    fitted,
+    initial_model,
+    label_targets,
+    make_accelerator,
+    splits,
+    taught_targets,
 )
-from vitesse.train.recipe import Recipe, load_recipe, recipe_values
-from vitesse.train.teacher import cached_logits, load_teacher
-from vitesse.weights.files import save_weights
-from vitesse.weights.load import start_from
+from vitesse.train.step import StepResult, TrainingStep
+from vitesse.train.stopping import StopRequestedError, StopSignals
+from vitesse.train.teacher import Teacher, cached_logits, load_teacher
+from vitesse.train.validation import validate, with_fresh_statistics
+from vitesse.weights.files import save_tensors, save_weights
 
-HELD_OUT_SHARE = 0.1
+ROWS_AN_EPOCH = 50
+FREE_TO_CHANGE = frozenset(
+    {
+        *("epochs", "eval_every", "save_minutes", "log_every", "trackers", "limit_val", "max_bad_steps"),
+        *("workers", "accumulate", "compile"),
+    }
+)
+"""What of a recipe may change when a run goes on; the learning rate follows a changed number of epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,244 +82,278 @@ def train(
         data: anything `open_source` reads. Without a `test` (or `val`) split, a tenth of each class is
             held out, drawn by the recipe's seed.
         model: a registered name or `timm:NAME`.
-        out: folder for `checkpoints/{last,best}/model.safetensors` and `metrics.jsonl`.
+        out: folder of the run: `checkpoints/{last,best}/model.safetensors`, `metrics.jsonl`, `report.html`.
         recipe: a shipped recipe's name or a YAML file.
         overrides: `key=value` texts, or a mapping, over the recipe.
 
     Raises:
+        StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
-    settings = load_recipe(recipe, overrides)
-    train_source, val_source = _splits(data, settings)
+    settings = load_recipe(recipe, overrides, model)
+    train_source, val_source = splits(data, settings)
     spec = ModelSpec(
         name=model,
         image_size=(settings.image_size, settings.image_size),
         num_classes=len(train_source.class_names),
         drop_path_rate=settings.drop_path_rate,
+        distilled=settings.distilled,
     )
-    return Trainer(spec, settings, train_source, val_source, Path(out)).fit()
-
-
-def _splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
-    try:
-        train_source, val_source = open_source(data, "train"), open_source(data, "test")
-    except DataError:
-        train_source, val_source = hold_out(open_source(data), HELD_OUT_SHARE, recipe.seed)
-    if train_source.fingerprint == val_source.fingerprint:
-        train_source, val_source = hold_out(train_source, HELD_OUT_SHARE, recipe.seed)
-    if train_source.class_names != val_source.class_names:
-        differ = sorted(set(train_source.class_names) ^ set(val_source.class_names))
-        raise DataError(
-            f"{data}: the train and test splits hold different classes, such as {', '.join(differ[:3])}"
-        )
-    return take(train_source, recipe.limit_train, recipe.seed), take(
-        val_source, recipe.limit_val, recipe.seed
-    )
+    with StopSignals() as signals:
+        try:
+            trainer = Trainer(spec, settings, train_source, val_source, Path(out), signals)
+        except StopRequestedError as error:
+            raise StoppedError(f"stopped by {error} before the first step; nothing was lost") from error
+        return trainer.fit()
 
 
 class Trainer:
     """One run: builds everything from the recipe, then `fit`."""
 
     def __init__(
-        self, spec: ModelSpec, recipe: Recipe, train_source: Source, val_source: Source, out: Path
+        self,
+        spec: ModelSpec,
+        recipe: Recipe,
+        train_source: Source,
+        val_source: Source,
+        out: Path,
+        signals: StopSignals,
     ) -> None:
-        self.recipe, self.out = recipe, out
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
+        self.spec, self.out, self.signals = spec, out, signals
         self.train_source, self.val_source = train_source, val_source
-        self.spec = spec
+        self.accelerator = accelerator = make_accelerator(recipe, out)
+        share = Share(
+            rank=accelerator.process_index, world=accelerator.num_processes, accumulate=recipe.accumulate
+        )
+        self.recipe = recipe = fitted(recipe, len(train_source), share)
         self.preprocess = PreprocessSpec(
             image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct
         )
-        self.accelerator = Accelerator(mixed_precision=_precision(recipe))
-        self.device = self.accelerator.device
-        self.refused: set[int] = set()
         self.progress = Progress()
+        self.refused: set[int] = set()
+        self.log = RunLog(accelerator, out, recipe)
+        self.clock = StepClock(accelerator.device)
 
         torch.manual_seed(recipe.seed)
-        model = build(spec)
-        if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
-            raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
-        if recipe.init:
-            say(f"{recipe.init}: {start_from(model, recipe.init).explain()}")
-        if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.ema = self._averaged()
-        self.forward = torch.compile(self.model) if recipe.compile else self.model
-        self.device_transform = DeviceTransform(self.preprocess).to(self.device)
-        self.mix = mix_batches(recipe.mixup, recipe.cutmix, recipe.mix_prob)
-        self._load_teacher()
-        self._load_pictures()
-
-    def fit(self) -> TrainResult:
-        """Train to the recipe's last epoch, from the last checkpoint where there is one."""
-        self._resume()
-        first_epoch, first_batch = divmod(self.progress.step, self.steps_per_epoch)
-        scores = None
-        for epoch in range(first_epoch, self.recipe.epochs):
-            loss = self._train_epoch(epoch, first_batch if epoch == first_epoch else 0)
-            if (epoch + 1) % self.recipe.eval_every == 0 or epoch + 1 == self.recipe.epochs:
-                scores = self._evaluate()
-                self._log(epoch, loss, scores)
-                self._save(scores)
-            else:
-                self._log(epoch, loss, None)
-                self._save(None)
-        refused = tuple(self.train_source.name(index) for index in sorted(self.refused))
-        if refused:
-            say(f"{len(refused)} pictures could not be read, the first is {refused[0]}")
-        return TrainResult(
-            scores=scores or self._evaluate(),
-            checkpoint=self._checkpoint("last") / "model.safetensors",
-            refused=refused,
+        model = initial_model(spec, recipe)
+        self.model, self.optimizer = accelerator.prepare(model, adamw(model, recipe))
+        self.plain: nn.Module = accelerator.unwrap_model(self.model)
+        self.average = moving_average(self.plain, recipe)
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", accelerator, self.model, self.optimizer, self.average, self._identity()
         )
-
-    def _train_epoch(self, epoch: int, first_batch: int) -> float:
-        self.keys.start_at(epoch, first_batch)
-        self.model.train()
-        losses: list[float] = []
-        started = saved = time.monotonic()
-        description = f"epoch {epoch + 1}/{self.recipe.epochs}"
-        for batch in track(self.batches, description, self.steps_per_epoch - first_batch):
-            self.refused.update(batch.refused)
-            if len(batch.indices_B):
-                losses.append(self._train_step(batch))
-            self.progress = replace(self.progress, step=self.progress.step + 1)
-            if time.monotonic() - saved > self.recipe.save_minutes * 60:
-                self._save(None)
-                saved = time.monotonic()
-        self.progress = replace(self.progress, seconds=self.progress.seconds + time.monotonic() - started)
-        return sum(losses) / max(len(losses), 1)
-
-    def _train_step(self, batch: Batch) -> float:
-        step = self.progress.step
-        torch.manual_seed(hash((self.recipe.seed, step)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(step / self.steps_per_epoch)
-        targets_BK = self.targets_NK[batch.indices_B].to(self.device, non_blocking=True)
-        x_BCHW = self.device_transform(batch.images_BCHW.to(self.device, non_blocking=True))
-        if self.mix is not None:
-            x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
-        count = max(1, len(x_BCHW) - self._left_out())
-        x_BCHW, targets_BK = x_BCHW[:count], targets_BK[:count]
-        if self.recipe.channels_last:
-            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        loss = self._loss(x_BCHW, targets_BK)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"loss is {value} at step {step}; the last checkpoint is good: lower lr or set precision=fp32"
-            )
-        self.accelerator.backward(loss)
-        if self.recipe.clip_grad:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.accelerator.unwrap_model(self.model), step=step)
-        return value
-
-    def _left_out(self) -> int:
-        """How many images to take from a step, so that a multiplexed model sees groups that are not full."""
-        width = getattr(self.accelerator.unwrap_model(self.model), "mux_width", 1)
-        short = width > 1 and torch.rand(()).item() < self.recipe.short_groups
-        return int(torch.randint(1, width, ())) if short else 0
-
-    def _loss(self, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
-        warming_up = self.progress.step < self.recipe.retrieval_epochs * self.steps_per_epoch
-        share = self.recipe.retrieval
-        if not (warming_up or share):
-            return self._task_loss(self.forward(x_BCHW), x_BCHW, targets_BK)
-        output, found_BC, own_BC = self.forward(x_BCHW, retrieve=True)
-        retrieval = retrieval_loss(found_BC, own_BC)
-        if warming_up:
-            return retrieval
-        return share * retrieval + (1 - share) * self._task_loss(output, x_BCHW, targets_BK)
-
-    def _task_loss(self, output: Any, x_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
-        logits_BK, distilled_BK = output if isinstance(output, tuple) else (output, output)
-        loss = soft_cross_entropy(logits_BK, targets_BK)
-        if self.teacher is None:
-            return loss
-        kind, alpha = self.recipe.distill, self.recipe.distill_alpha
-        teacher_BK = self.teacher(x_BCHW)
-        distilled = distillation_loss(distilled_BK, teacher_BK, kind, self.recipe.distill_temperature)
-        return (1 - alpha) * loss + alpha * distilled
-
-    def _load_teacher(self) -> None:
-        """Set the target shares of every picture, (N, K), and the teacher to ask at every step, if any."""
-        recipe, labels_N = self.recipe, torch.from_numpy(self.train_source.labels)
-        self.targets_NK = smooth_targets(labels_N, self.spec.num_classes, recipe.label_smoothing)
-        self.teacher = load_teacher(recipe, self.spec.num_classes)
-        if self.teacher is None:
-            return
-        self.teacher.to(self.device)
-        if recipe.teacher_cache:
-            path = self.out / "teacher_logits.safetensors"
-            preprocess = replace(self.preprocess, image_size=self.teacher.image_size)
-            logits_NK = cached_logits(self.teacher, self.train_source, preprocess, path, recipe.workers)
-            shares_NK = teacher_shares(logits_NK, recipe.distill, recipe.distill_temperature)
-            self.targets_NK = torch.lerp(self.targets_NK, shares_NK, recipe.distill_alpha)
-            self.teacher = None
-
-    def _load_pictures(self) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        side = recipe.augment_size or recipe.image_size
-        transform = augment_pictures(
-            (side, side), crop_scale=recipe.crop_scale, hflip=recipe.hflip, rand_augment=recipe.rand_augment
+        self.drop_path = DropPathSchedule(recipe, self.plain)
+        targets_NK, teacher = self._targets()
+        objective = Objective(
+            recipe,
+            torch.compile(self.model) if recipe.compile else self.model,
+            teacher,
+            self.average and self.average.module,
         )
-        pictures = AugmentedPictures(self.train_source, transform, recipe.seed)
+        self.step = TrainingStep(
+            recipe,
+            accelerator,
+            self.model,
+            self.optimizer,
+            self.average,
+            objective,
+            targets_NK,
+            self.preprocess,
+            self.clock,
+        )
         self.keys = ShuffledKeys(
-            len(pictures),
+            len(train_source),
             recipe.batch_size,
             recipe.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
+            share,
+            recipe.repeats,
+            getattr(train_source, "blocks", ()),
         )
-        self.steps_per_epoch = len(self.keys)
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"expected at least {recipe.batch_size} training pictures (batch_size), got {len(pictures)}"
+        self.batches = training_batches(
+            AugmentedPictures(train_source, augmentation(recipe), recipe.seed), self.keys, recipe.workers
+        )
+
+    def fit(self) -> TrainResult:
+        """Train to the recipe's last epoch, from the last checkpoint where there is one.
+
+        Raises:
+            StoppedError: a signal came, and the run is saved.
+            TrainingError: too many steps in a row were not finite, or a worker process was killed.
+        """
+        self._resume()
+        found = None
+        try:
+            while self.progress.epochs < self.recipe.epochs:
+                self._train_epoch(self.progress.epochs)
+                found = self._close_epoch()
+            if found is None:
+                found = self._validate(self._model_to_keep())
+        except StopRequestedError as error:
+            self._save()
+            raise StoppedError(
+                f"stopped by {error} at step {self.progress.step}; run the same command again to go on"
+            ) from error
+        finally:
+            self.log.close()
+        return TrainResult(
+            scores=found.scores(len(self.val_source)),
+            checkpoint=self.checkpoints.folder / "last" / "model.safetensors",
+            refused=self._refused_names(),
+        )
+
+    def _train_epoch(self, epoch: int) -> None:
+        """The steps of an epoch that are not done yet."""
+        first = self.progress.step - epoch * self.keys.steps_per_epoch
+        self.keys.start_at(epoch, first)
+        self.model.train()
+        log_every = self.recipe.log_every or max(1, self.keys.steps_per_epoch // ROWS_AN_EPOCH)
+        started = saved = logged = time.monotonic()
+        logged_steps = 0
+        batches = iter(self.batches)
+        for _ in track(
+            range(first, self.keys.steps_per_epoch), self._headline, self.keys.steps_per_epoch - first
+        ):
+            due = time.monotonic() - saved > self.recipe.save_minutes * 60
+            result = self._train_step(batches, due)
+            logged_steps += 1
+            now = time.monotonic()
+            self.progress = replace(self.progress, seconds=self.progress.seconds + now - started)
+            started = now
+            if self.progress.step % log_every == 0:
+                self._log_steps(result, logged_steps, now - logged)
+                logged, logged_steps = now, 0
+            if result.stop:
+                raise StopRequestedError(self.signals.received or "another process")
+            if result.save:
+                self._save()
+                saved = time.monotonic()
+
+    def _train_step(self, batches: Iterator[Batch], due: bool) -> StepResult:
+        step, per_epoch = self.progress.step, self.keys.steps_per_epoch
+        self.drop_path.set(step / (per_epoch * self.recipe.epochs))
+        try:
+            result = self.step(
+                batches, step, step / per_epoch, stop=self.signals.received is not None, save=due
             )
-        self.batches = training_batches(pictures, self.keys, recipe.workers)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self._save()
+            raise TrainingError(
+                f"a process that reads pictures was killed at step {step}, as happens without memory; the "
+                "run is saved: run the same command again, with a lower workers="
+            ) from error
+        self.refused.update(result.refused)
+        row = self.progress.bad_in_a_row + 1 if result.bad else 0
+        self.progress = replace(
+            self.progress,
+            step=step + 1,
+            bad_steps=self.progress.bad_steps + result.bad,
+            bad_in_a_row=row,
+            loss_sum=self.progress.loss_sum + (0.0 if result.bad else result.loss),
+            loss_count=self.progress.loss_count + (not result.bad),
+        )
+        if result.bad:
+            self._survive(result, row)
+        return result
 
-    def _averaged(self) -> Any:
-        if not self.recipe.ema:
-            return None
-        ema = require("timm.utils.model_ema", "train").ModelEmaV3
-        return ema(self.accelerator.unwrap_model(self.model), decay=self.recipe.ema, use_warmup=True)
-
-    def _evaluate(self) -> Scores:
-        weights = self._weights()
-        return score(
-            TorchEngine(weights, self.device),
-            self.val_source,
-            self.preprocess,
-            workers=max(1, self.recipe.workers),
-            mux_width=getattr(weights, "mux_width", 1),
+    def _survive(self, result: StepResult, row: int) -> None:
+        """Go on after a step that was not finite, unless there were too many in a row."""
+        step, names = self.progress.step - 1, [self.train_source.name(i) for i in self.step.last_indices()]
+        what = f"loss is {result.loss:g}, norm of the gradient {result.grad_norm:g}"
+        if row < self.recipe.max_bad_steps:
+            self.log.note(f"step {step} was skipped: {what}; its first picture is {names[0]}")
+            return
+        path = self.out / f"bad_batch_{self.accelerator.process_index}.safetensors"
+        with self.log.survived("the batch"):
+            save_tensors(path, self.step.last_pictures(), {"names": "\n".join(names)})
+        raise TrainingError(
+            f"{what} at step {step}, and {row} steps in a row were not finite; the pictures of this one are "
+            f"{path}, the last checkpoint is good: lower lr or set precision=fp32"
         )
 
-    def _weights(self) -> nn.Module:
-        """The module whose weights are evaluated and saved: the moving average, where there is one."""
-        weights: nn.Module = (
-            self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+    def _targets(self) -> tuple[Tensor, Teacher | None]:
+        """The target shares of every picture, (N, K), and the teacher to ask at every step, if any."""
+        recipe, targets_NK = self.recipe, label_targets(self.recipe, self.train_source)
+        teacher = load_teacher(recipe, self.spec.num_classes)
+        if teacher is not None:
+            teacher.to(self.accelerator.device)
+        if teacher is None or not recipe.teacher_cache:
+            return targets_NK, teacher
+        path = self.out / "teacher_logits.safetensors"
+        preprocess = replace(self.preprocess, image_size=teacher.image_size)
+        with self.accelerator.main_process_first():
+            logits_NK = cached_logits(
+                teacher, self.train_source, preprocess, path, recipe.workers, self.signals.check
+            )
+        return taught_targets(recipe, targets_NK, logits_NK), None
+
+    def _close_epoch(self) -> Outcomes | None:
+        """Evaluate where it is due, record and save the epoch that was trained."""
+        done = self.progress
+        epoch = done.epochs + 1
+        found, weights = None, self._model_to_keep()
+        if epoch % self.recipe.eval_every == 0 or epoch == self.recipe.epochs:
+            found = self._validate(weights)
+        scores = found.scores(len(self.val_source)) if found else None
+        loss = done.loss_sum / max(done.loss_count, 1)
+        best_top1 = max(done.best_top1, scores.top1 if scores else -1.0)
+        self.progress = replace(done, epochs=epoch, loss_sum=0.0, loss_count=0, best_top1=best_top1)
+        self.log.add(
+            "epoch",
+            {
+                "epoch": epoch,
+                "step": done.step,
+                "loss": loss,
+                "seconds": done.seconds,
+                "skipped": done.bad_steps,
+                **(scores.to_dict() if scores else {}),
+            },
         )
+        if self.accelerator.is_main_process:
+            accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
+            say(f"epoch {epoch}/{self.recipe.epochs}, {_clock(done.seconds)}: loss {loss:.3f}{accuracy}")
+        self._save(weights, best=best_top1 > done.best_top1)
+        return found
+
+    def _validate(self, weights: nn.Module) -> Outcomes:
+        return validate(
+            self.accelerator, weights, self.val_source, self.preprocess, self.recipe, self.signals
+        )
+
+    def _model_to_keep(self) -> nn.Module:
+        """What is evaluated and saved as the model: the weights or their average."""
+        recipe = self.recipe
+        weights: nn.Module = self.average.module if self.average and recipe.evaluate_ema else self.plain
+        if recipe.bn_images:
+            return with_fresh_statistics(
+                weights, self.train_source, self.preprocess, recipe, self.accelerator.device
+            )
         return weights
 
     def _resume(self) -> None:
-        progress = load_state(self._checkpoint("last"), self._modules(), self.optimizer, self._identity())
+        progress = self.checkpoints.resume()
         if progress is not None:
             self.progress = progress
-            say(f"resumed at step {progress.step} of {self.recipe.epochs * self.steps_per_epoch}")
+            total = self.recipe.epochs * self.keys.steps_per_epoch
+            self.log.note(f"resumed at step {progress.step} of {total}")
+        self.log.resume(self.progress.step)
 
-    def _save(self, scores: Scores | None) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        best = scores is not None and scores.top1 > self.progress.best_top1
-        if best and scores is not None:
-            self.progress = replace(self.progress, best_top1=scores.top1)
-        save_state(self._checkpoint("last"), self.progress, self._modules(), self.optimizer, self._identity())
+    def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
+        """The state to go on from, then the model; of what cannot be written the old stays."""
+        with self.log.survived("a checkpoint"):
+            self.checkpoints.save(self.progress)
+            if not self.accelerator.is_main_process:
+                return
+            model = model or self._model_to_keep()
+            self._save_model("last/model.safetensors", model)
+            if self.average is not None and not self.recipe.evaluate_ema:
+                self._save_model("last/ema.safetensors", self.average.module)
+            if best:
+                self._save_model("best/model.safetensors", model)
+
+    def _save_model(self, name: str, model: nn.Module) -> None:
         metadata = {
             "class_names": list(self.train_source.class_names),
             "preprocess": to_mapping(self.preprocess),
@@ -315,56 +361,47 @@ class Trainer:
             | {
                 "recipe": recipe_values(self.recipe),
                 "data": self.train_source.fingerprint,
+                "processes": self.accelerator.num_processes,
                 **asdict(self.progress),
             },
         }
-        for name in ("last", "best") if best else ("last",):
-            self._checkpoint(name).mkdir(parents=True, exist_ok=True)
-            save_weights(self._checkpoint(name) / "model.safetensors", self._weights(), metadata)
+        save_weights(self.checkpoints.folder / name, model, metadata)
 
-    def _log(self, epoch: int, loss: float, scores: Scores | None) -> None:
-        row = {
-            "epoch": epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": loss,
-            "seconds": self.progress.seconds,
-            **(scores.to_dict() if scores else {}),
-        }
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
-        done = f"epoch {epoch + 1}/{self.recipe.epochs}, {self.progress.seconds:.0f} s"
-        say(f"{done}: loss {loss:.3f}{accuracy}")
+    def _log_steps(self, result: StepResult, steps: int, seconds: float) -> None:
+        self.log.add(
+            "step",
+            {
+                "step": self.progress.step,
+                "epoch": self.progress.step / self.keys.steps_per_epoch,
+                "loss": result.loss,
+                "lr": result.lr,
+                "grad_norm": result.grad_norm,
+                "img_per_s": self.recipe.batch_size * steps / seconds,
+                **self.clock.read(steps),
+            },
+        )
 
-    def _modules(self) -> dict[str, nn.Module]:
-        modules = {"model": self.accelerator.unwrap_model(self.model)}
-        return modules if self.ema is None else modules | {"ema": self.ema.module}
+    def _headline(self) -> str:
+        """What the progress bar says: where the run is, and how long it will take."""
+        done, total = self.progress.step, self.recipe.epochs * self.keys.steps_per_epoch
+        left = f", {_clock(self.progress.seconds / done * (total - done))} left" if done else ""
+        return f"epoch {self.progress.epochs + 1}/{self.recipe.epochs}{left}"
+
+    def _refused_names(self) -> tuple[str, ...]:
+        """Pictures that no process could read."""
+        mine = sorted(self.refused)
+        everywhere = mine if self.accelerator.num_processes == 1 else gather_object(mine)
+        return tuple(self.train_source.name(index) for index in sorted(set(everywhere)))
 
     def _identity(self) -> dict[str, Any]:
-        """What must agree to continue a checkpoint; the learning rate follows a changed number of epochs."""
-        free = {"epochs", "workers", "save_minutes", "eval_every", "compile", "limit_val"}
-        recipe = {key: value for key, value in recipe_values(self.recipe).items() if key not in free}
+        """What must agree to continue a checkpoint."""
+        recipe = {key: v for key, v in recipe_values(self.recipe).items() if key not in FREE_TO_CHANGE}
         return {"recipe": recipe, "model": to_mapping(self.spec), "data": self.train_source.fingerprint}
 
-    def _checkpoint(self, name: str) -> Path:
-        return self.out / "checkpoints" / name
 
-
-def _precision(recipe: Recipe) -> str:
-    chosen = (
-        ("bf16" if torch.cuda.is_available() else "fp32") if recipe.precision == "auto" else recipe.precision
-    )
-    return "no" if chosen == "fp32" else chosen
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay on norms, biases, attention biases, position tables, embeddings and learned tokens."""
-
-    def decays(name: str, parameter: nn.Parameter) -> bool:
-        last = name.rpartition(".")[2]
-        return parameter.ndim > 1 and "bias" not in last and not last.endswith(("_embed", "_token"))
-
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if decays(name, p)]
-    free = [p for name, p in named if not decays(name, p)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+def _clock(seconds: float) -> str:
+    """`1 h 05 min`, `12 min` or `45 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

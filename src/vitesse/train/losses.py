@@ -24,6 +24,11 @@ def soft_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     return F.cross_entropy(logits_BK.float(), targets_BK)
 
 
+def binary_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Mean over images and classes of the cross-entropy of each class by itself, in nats."""
+    return F.binary_cross_entropy_with_logits(logits_BK.float(), targets_BK)
+
+
 def distillation_loss(
     logits_BK: Tensor, teacher_BK: Tensor, kind: Literal["soft", "hard"], temperature: float
 ) -> Tensor:

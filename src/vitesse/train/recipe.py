@@ -3,57 +3,110 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from vitesse.errors import ConfigError, did_you_mean, require
-from vitesse.spec import from_mapping
+from vitesse.errors import ConfigError
+
+AT_LEAST_ONE = ("epochs", "batch_size", "accumulate", "image_size", "repeats", "eval_every", "max_bad_steps")
+MORE_THAN_NONE = ("lr", "distill_temperature", "ema_ramp")
+SHARES = (
+    *("label_smoothing", "hflip", "mix_prob", "random_erase", "distill_alpha", "retrieval", "short_groups"),
+    *("mesa_from", "drop_path_rate"),
+)
+NOT_NEGATIVE = (
+    *(
+        "min_lr",
+        "warmup_lr",
+        "warmup_epochs",
+        "lr_batch_size",
+        "weight_decay",
+        "clip_grad",
+        "mixup",
+        "cutmix",
+    ),
+    *("color_jitter", "workers", "retrieval_epochs", "mesa", "bn_images", "drop_path_skip"),
+    *("save_minutes", "log_every"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run. Lengths are in epochs, sizes in pixels, `lr` for the batch size given here.
+    """A training run. Lengths are in epochs, sizes in pixels.
 
     Attributes:
+        batch_size: images in one optimisation step, over all processes.
+        accumulate: parts in which each process computes a step, for models that do not fit otherwise.
+        lr: for `lr_batch_size` images a step, and scaled linearly to `batch_size`; 0 takes `lr` as it is.
+        warmup_lr: learning rate before the first step; it then rises linearly for `warmup_epochs`.
+        schedule: `cosine` falls from the end of the warm-up on, a little at every step. `cosine_epochs` is
+            timm's, with which DeiT and EfficientViT (MSRA) were trained: counted from the first epoch and set
+            once an epoch.
+        weight_decay: of AdamW; none on norms, biases, attention biases, position tables and learned tokens.
+        clip_grad: largest norm of the gradient, 0 is off; with `clip_mode` agc, largest share of each
+            unit's own norm (adaptive gradient clipping, arXiv 2102.06171).
+        max_bad_steps: steps in a row without finite loss and gradient after which a run is given up.
         image_size: side of the model's square input.
         augment_size: side at which pictures are cropped and augmented; None takes `image_size`. Small
             pictures are augmented at their own size and enlarged on the training device.
+        train_sizes: sides to train at instead of `image_size`; `size_order` `random` draws one for every
+            step, `growing` gives each, in this order, an equal share of the epochs.
         resize, crop_pct: how evaluation pictures become inputs, see `PreprocessSpec`.
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
         compile: run the training step through `torch.compile`.
-        ema: decay of the weights' moving average, which is what is evaluated and saved; 0 is off.
+        sync_bn: BatchNorm over the images of all processes; GPUs only.
+        ema: decay of the weights' moving average; 0 is off. With `ema_warmup` it begins near 0, so that short
+            runs forget where they began: `power` is 1 - (1 + step)^(-2/3), at most `ema`; `exponential` is
+            ema (1 - exp(-step / ema_ramp)); `none` is `ema` from the first step on.
+        evaluate_ema: the average is what is evaluated and saved as the model; else it is saved beside it.
+        bn_images: so many training pictures to estimate BatchNorm's statistics anew before an evaluation.
+        distilled: give the model a second head for the teacher, where its family has one.
+        drop_path_rate: stochastic depth of the last block, rising linearly from the first; none in the first
+            `drop_path_skip` branches, and scaled with the share of the run that is done if `drop_path_ramp`.
         rand_augment: timm's RandAugment policy; empty is off.
         crop_scale: smallest and largest share of the picture that a random crop keeps.
+        repeats: copies of a picture in a step, each augmented in another way; an epoch then has accordingly
+            fewer pictures (repeated augmentation, arXiv 1902.05509).
         mixup, cutmix: strength (alpha) of each; 0 is off. `mix_prob` is the share of mixed batches.
-        init: safetensors to start from, of this architecture or of one that can start it, such as a plain ViT
-            for multiplexed ones; a head of another number of classes starts fresh.
+        loss: `bce` is a sigmoid for every class (arXiv 2110.00476), mean over classes.
+        init: `published` starts from the architecture's default published weights, `auto` as well where they
+            can be had; or safetensors of this architecture, or of one that can start it, such as a plain ViT
+            for multiplexed ones; a head of another number of classes starts fresh. Empty: from scratch.
         retrieval_epochs: of multiplexed models: so many epochs at first teach only to find, among the images
             of a batch, the one that lies in a slot (DataMUX, arXiv 2202.09318, section 3.3).
         retrieval: share of that in the loss afterwards.
         short_groups: of multiplexed models: share of steps whose last group is not full.
         teacher: `timm:NAME`, a Vitesse checkpoint, or empty for none.
-        teacher_weights: safetensors for a `timm:` teacher.
+        teacher_weights: safetensors for a `timm:` teacher; empty fetches timm's own.
         distill: `soft` (KL at `distill_temperature`) or `hard` (the teacher's first choice).
         distill_alpha: share of the teacher in the loss.
         teacher_cache: ask the teacher once a picture (mean of the plain and mirrored view) instead of at
             every step: far cheaper, for training without a GPU.
+        mesa: weight of the loss towards the moving average's prediction, in the part of the run that begins
+            with the share `mesa_from` (memory-efficient sharpness-aware training, arXiv 2205.14083).
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         save_minutes: minutes between checkpoints within an epoch.
+        log_every: steps between records; 0 is about 50 records an epoch.
+        trackers: `tensorboard`, `wandb`, `mlflow`: who else is told.
     """
 
     epochs: int = 30
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 1e-3
+    lr_batch_size: int = 0
     min_lr: float = 1e-6
+    warmup_lr: float = 1e-6
     warmup_epochs: float = 1.0
+    schedule: Literal["cosine", "cosine_epochs"] = "cosine"
     weight_decay: float = 0.05
     clip_grad: float = 1.0
+    clip_mode: Literal["norm", "agc"] = "norm"
+    max_bad_steps: int = 20
     image_size: int = 224
     augment_size: int | None = None
+    train_sizes: tuple[int, ...] = ()
+    size_order: Literal["random", "growing"] = "random"
     resize: Literal["crop", "squash"] = "crop"
     crop_pct: float = 0.875
     seed: int = 0
@@ -63,15 +116,28 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    sync_bn: bool = False
     ema: float = 0.0
+    ema_warmup: Literal["power", "exponential", "none"] = "power"
+    ema_ramp: float = 2000.0
+    evaluate_ema: bool = True
+    bn_images: int = 0
+    distilled: bool = False
     drop_path_rate: float = 0.0
+    drop_path_skip: int = 0
+    drop_path_ramp: bool = False
     label_smoothing: float = 0.1
     rand_augment: str = ""
+    color_jitter: float = 0.0
     crop_scale: tuple[float, float] = (0.35, 1.0)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     hflip: float = 0.5
+    random_erase: float = 0.0
+    repeats: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_prob: float = 1.0
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     init: str = ""
     retrieval_epochs: float = 0.0
     retrieval: float = 0.0
@@ -82,141 +148,44 @@ class Recipe:
     distill_alpha: float = 0.5
     distill_temperature: float = 1.0
     teacher_cache: bool = False
+    mesa: float = 0.0
+    mesa_from: float = 0.25
     eval_every: int = 1
     save_minutes: float = 10.0
+    log_every: int = 0
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "eval_every"):
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("lr", "distill_temperature"):
-            _expect(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in ("label_smoothing", "hflip", "mix_prob", "distill_alpha", "retrieval", "short_groups"):
-            _expect(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        for name in (
-            "warmup_epochs",
-            "weight_decay",
-            "clip_grad",
-            "mixup",
-            "cutmix",
-            "workers",
-            "retrieval_epochs",
-        ):
-            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        _expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
+        for name in AT_LEAST_ONE:
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in MORE_THAN_NONE:
+            expect(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
+        for name in SHARES:
+            expect(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+        for name in NOT_NEGATIVE:
+            expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
         low, high = self.crop_scale
-        _expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        sizes = self.train_sizes
+        expect(all(size >= 1 for size in sizes), "train_sizes", "sides of at least 1 pixel", sizes)
+        expect(not self.mesa or self.ema > 0, "mesa", "ema above 0 beside it", self.mesa)
+        expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
+        known = {"tensorboard", "wandb", "mlflow"}
+        expect(set(self.trackers) <= known, "trackers", f"some of {', '.join(sorted(known))}", self.trackers)
 
-    def lr_at(self, epoch: float) -> float:
-        """Learning rate after so many epochs: linear warm-up, then half a cosine down to `min_lr`."""
-        if epoch < self.warmup_epochs:
-            return self.lr * max(epoch / self.warmup_epochs, 1e-3)
-        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-
-def shipped_recipes() -> tuple[str, ...]:
-    """Names of the recipes in the package."""
-    folder = resources.files("vitesse.train") / "recipes"
-    return tuple(
-        sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    )
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate, scaled to the batch size."""
+        return self.lr * (self.batch_size / self.lr_batch_size if self.lr_batch_size else 1)
 
 
-def load_recipe(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
-    """A shipped recipe by name, or a YAML file, with overrides (`key=value` texts or a mapping).
+def expect(holds: bool, key: str, expected: str, got: Any) -> None:
+    """Refuse a recipe's value.
 
     Raises:
-        ConfigError: no such recipe, unreadable YAML, an unknown key, or a value of the wrong kind.
+        ConfigError: it does not hold.
     """
-    values = _read_yaml(name)
-    changes = overrides if isinstance(overrides, Mapping) else _parse_overrides(overrides)
-    return recipe_from(values | dict(changes))
-
-
-def recipe_from(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values, each checked against its field's type.
-
-    Raises:
-        ConfigError: an unknown key, or a value of the wrong kind.
-    """
-    hints = get_type_hints(Recipe)
-    return from_mapping(Recipe, {key: _coerce(key, value, hints.get(key)) for key, value in values.items()})
-
-
-def _read_yaml(name: str | Path) -> dict[str, Any]:
-    yaml = require("yaml", "train")
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(name) not in shipped_recipes():
-            raise ConfigError(
-                f"no recipe is named {str(name)!r}; {did_you_mean(str(name), shipped_recipes())}"
-            )
-        text = (resources.files("vitesse.train") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"recipe {path}: {error.strerror}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {name}: not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"recipe {name}: expected `key: value` lines, got {type(values).__name__}")
-    return values
-
-
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    yaml = require("yaml", "train")
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigError(f"expected key=value, got {text!r}")
-        try:
-            values[key] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: expected a YAML value, got {value!r}") from error
-    return values
-
-
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the field's type: YAML reads 1e-3 as text and [a, b] as a list."""
-    if hint is None:
-        return value
-    kinds = get_args(hint)
-    if kinds and all(isinstance(kind, str) for kind in kinds):  # Literal
-        _expect(value in kinds, key, " or ".join(kinds), value)
-        return value
-    if value is None:
-        _expect(type(None) in kinds, key, "a value", value)
-        return None
-    if hint == tuple[float, float]:
-        _expect(isinstance(value, (list, tuple)) and len(value) == 2, key, "two numbers", value)
-        return tuple(_number(key, item, float) for item in value)
-    if hint is bool or hint is str:
-        _expect(isinstance(value, hint), key, "true or false" if hint is bool else "text", value)
-        return value
-    return _number(key, value, int if int in (hint, *kinds) else float)
-
-
-def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
-    try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        number = None
-    whole = kind is float or (number is not None and str(number) == str(value))
-    _expect(
-        number is not None and whole and not isinstance(value, bool),
-        key,
-        f"a number ({kind.__name__})",
-        value,
-    )
-    assert number is not None
-    return number
-
-
-def _expect(holds: bool, key: str, expected: str, got: Any) -> None:
     if not holds:
         raise ConfigError(f"recipe {key}: expected {expected}, got {got!r}")
 

@@ -5,6 +5,7 @@ Shape suffixes: B images, N pictures of a source, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,11 +72,17 @@ def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
 
 
 def cached_logits(
-    teacher: Teacher, source: Source, preprocess: PreprocessSpec, path: Path, workers: int
+    teacher: Teacher,
+    source: Source,
+    preprocess: PreprocessSpec,
+    path: Path,
+    workers: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """A teacher's logits (N, K) for every picture of a source, mean of the plain and the mirrored view.
 
     They are kept in `path` and read from there when the run is resumed. An unreadable picture gets zeros.
+    `check` is called before every batch, and may raise.
     """
     if path.exists():
         with safe_open(path, "pt") as file:
@@ -94,6 +101,7 @@ def cached_logits(
     chunks = np.array_split(np.arange(len(source)), max(1, len(source) // 64))
     with ThreadPoolExecutor(workers or 1) as pool, torch.autocast(device.type, torch.bfloat16):
         for chunk in track(chunks, "teacher", len(chunks)):
+            check()
             x_BCHW = torch.stack(list(pool.map(load, chunk.tolist()))).to(device)
             rows.append((teacher(x_BCHW) + teacher(x_BCHW.flip(3))).float().cpu() / 2)
     logits_NK = torch.cat(rows)

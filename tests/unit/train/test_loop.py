@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitesse.data.loader import Batch
-from vitesse.errors import ConfigError, DataError, TrainingError, WeightsError
+from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError, WeightsError
 from vitesse.models import create_model, load_checkpoint
 from vitesse.models.multiplex import Multiplexer
 from vitesse.train import TrainResult, train
 from vitesse.train.loop import Trainer
+from vitesse.train.step import StepResult
 from vitesse.weights import save_weights
 
 TINY = {
@@ -68,6 +68,7 @@ def test_it_learns_colours_and_leaves_a_usable_checkpoint(colours: Path, tmp_pat
     assert metadata["provenance"]["recipe"]["epochs"] == 8
     assert model.spec.num_classes == 3
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert rows[-1]["loss"] < rows[0]["loss"]
 
@@ -79,14 +80,13 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(
     step = Trainer._train_step
     for stop_at in (4, 8):  # within the first and within the second epoch of six steps
 
-        def stopping(self: Trainer, batch: Batch, stop_at: int = stop_at) -> float:
+        def stopping(self: Trainer, *arguments: Any, stop_at: int = stop_at) -> StepResult:
             if self.progress.step == stop_at:
-                self._save(None)
-                raise KeyboardInterrupt
-            return step(self, batch)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *arguments)
 
         monkeypatch.setattr(Trainer, "_train_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StoppedError, match=rf"SIGTERM at step {stop_at + 1}; run the same command"):
             run(colours, tmp_path / "stopped")
         monkeypatch.setattr(Trainer, "_train_step", step)
     run(colours, tmp_path / "stopped")

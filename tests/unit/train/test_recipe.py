@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from vitesse.errors import ConfigError
-from vitesse.train.recipe import Recipe, load_recipe, recipe_from, recipe_values, shipped_recipes
+from vitesse.train.recipe import Recipe, recipe_values
+from vitesse.train.recipe_files import load_recipe, recipe_from, shipped_recipes
+from vitesse.train.schedule import lr_at
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -1,0 +1,72 @@
+"""AdamW as the papers use it, clipping, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from vitesse.errors import require
+from vitesse.train.recipe import Recipe
+from vitesse.train.schedule import ema_decay_at
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
+    """AdamW without decay on norms, biases, attention biases, position tables, embeddings and tokens."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if _decays(name, p)]
+    free = [p for name, p in named if not _decays(name, p)]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=recipe.peak_lr, fused=recipe.precision != "fp16")
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    last = name.rpartition(".")[2]
+    return parameter.ndim > 1 and "bias" not in last and not last.endswith(("_embed", "_token"))
+
+
+def clip(accelerator: Accelerator, model: nn.Module, recipe: Recipe) -> Tensor:
+    """Clip the gradients as the recipe says, and give their norm before that, a scalar."""
+    by_norm = recipe.clip_grad if recipe.clip_mode == "norm" and recipe.clip_grad else math.inf
+    norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), by_norm)
+    if recipe.clip_mode == "agc" and recipe.clip_grad:
+        require("timm.utils.agc", "train").adaptive_clip_grad(model.parameters(), recipe.clip_grad)
+    return norm
+
+
+def moving_average(model: nn.Module, recipe: Recipe) -> Any:
+    """timm's moving average of the weights, at first the weights themselves; None where it is off."""
+    if not recipe.ema:
+        return None
+    return require("timm.utils.model_ema", "train").ModelEmaV3(model, decay=recipe.ema, use_warmup=False)
+
+
+def update_average(average: Any, model: nn.Module, recipe: Recipe, step: int) -> None:
+    """Let the average follow the weights after a step."""
+    average.decay = ema_decay_at(recipe, step)
+    average.update(model)
+
+
+class KeptBuffers:
+    """A copy of a model's buffers, to undo what a batch that was not finite did to BatchNorm's statistics."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.copies = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for copy, buffer in zip(self.copies, self.buffers, strict=True):
+            copy.copy_(buffer)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for copy, buffer in zip(self.copies, self.buffers, strict=True):
+            buffer.copy_(copy)

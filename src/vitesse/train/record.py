@@ -1,0 +1,131 @@
+"""What a run leaves to read: `recipe.yaml`, `metrics.jsonl`, trackers, lines for a person."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from vitesse.errors import TrainingError, require
+from vitesse.files import write_atomically
+from vitesse.progress import say
+from vitesse.train.recipe import Recipe, recipe_values
+
+METRICS_FILE = "metrics.jsonl"
+RECIPE_FILE = "recipe.yaml"
+
+
+class RunLog:
+    """The records of a run in its folder; a folder that cannot be written is told of and survived.
+
+    A row of `metrics.jsonl` is a JSON object: `kind` is `step` (`step`, `epoch`, `loss`, `lr`, `grad_norm`,
+    `img_per_s`, seconds a step in each phase) or `epoch` (`epoch`, `step`, mean `loss`, `seconds`, `skipped`
+    and, where it was evaluated, accuracies as fractions). What is not finite is null.
+
+    Attributes:
+        rows: of this run so far.
+        notes: what a person should know afterwards.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, recipe: Recipe) -> None:
+        self.accelerator, self.folder = accelerator, folder
+        self.writes = accelerator.is_main_process
+        self.rows: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        if self.writes:
+            yaml = require("yaml", "train")
+            text = yaml.safe_dump(recipe_values(recipe), sort_keys=False)
+            with self.survived("the recipe"):
+                write_atomically(folder / RECIPE_FILE, text.encode())
+        config = {
+            key: value if _is_plain(value) else str(value) for key, value in recipe_values(recipe).items()
+        }
+        accelerator.init_trackers("vitesse", config=config)
+
+    def resume(self, step: int) -> None:
+        """Read the rows up to a step, and forget those after it, which will come again."""
+        path = self.folder / METRICS_FILE
+        if not self.writes or not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
+                row = json.loads(line)
+                if row["step"] <= step:
+                    self.rows.append(row)
+        with self.survived("the metrics"):
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append a row, and tell the trackers its numbers at its `step`."""
+        if not self.writes:
+            return
+        row = {"kind": kind, **{key: _finite(value) for key, value in values.items()}}
+        self.rows.append(row)
+        with self.survived("the metrics"), (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        numbers = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, (int, float))}
+        with self.survived("a tracker"):
+            self.accelerator.log(numbers, step=row["step"])
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of a kind, in their order."""
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def note(self, text: str) -> None:
+        """Tell a person now, and again in the report; nothing is told twice."""
+        if self.writes and text not in self.notes:
+            self.notes.append(text)
+            say(text)
+
+    @contextlib.contextmanager
+    def survived(self, what: str) -> Iterator[None]:
+        """Let training go on where a file cannot be written, with a note of it."""
+        try:
+            yield
+        except OSError as error:
+            self.note(
+                f"{what} cannot be written to {self.folder} ({error.strerror or error}); training goes on"
+            )
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self.accelerator.end_training()
+
+
+def check_trackers(recipe: Recipe) -> list[str]:
+    """The trackers that a recipe names.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    for name in recipe.trackers:
+        require(name, "train" if name == "tensorboard" else "trackers")
+    return list(recipe.trackers)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of a run, writable.
+
+    Raises:
+        TrainingError: it cannot be made, or nothing can be written into it.
+    """
+    probe = folder / ".writable"
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise TrainingError(f"{folder}: cannot be written ({reason}); give another --out") from error
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str, bool))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,185 @@
+"""One optimisation step, which a batch that is not finite cannot spoil.
+
+Shape suffixes: B images, C channels, H rows, W columns, N pictures of the source, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vitesse.data.loader import Batch
+from vitesse.data.transforms import DeviceTransform, mix_batches
+from vitesse.spec import PreprocessSpec
+from vitesse.train.clock import StepClock
+from vitesse.train.objective import Objective
+from vitesse.train.optimizer import KeptBuffers, clip, update_average
+from vitesse.train.recipe import Recipe
+from vitesse.train.schedule import lr_at, size_at
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found, the same for all processes but for `refused`.
+
+    Attributes:
+        loss: mean over all images.
+        grad_norm: before clipping.
+        bad: loss or gradient was not finite, and the weights are as they were.
+        stop, save: some process wants to.
+        refused: indices of this process' pictures that could not be read.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    bad: bool
+    stop: bool
+    save: bool
+    refused: tuple[int, ...]
+
+
+class TrainingStep:
+    """Batches to updated weights.
+
+    Args:
+        model: as prepared by accelerate, like `optimizer`.
+        average: timm's moving average of the unwrapped model, or None.
+        targets_NK: target shares of every picture of the source.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        average: Any,
+        objective: Objective,
+        targets_NK: Tensor,
+        preprocess: PreprocessSpec,
+        clock: StepClock,
+    ) -> None:
+        self.recipe, self.accelerator, self.clock = recipe, accelerator, clock
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.objective, self.targets_NK = objective, targets_NK
+        self.transform = DeviceTransform(preprocess, recipe.random_erase).to(accelerator.device)
+        self.mix = mix_batches(recipe.mixup, recipe.cutmix, recipe.mix_prob)
+        self.plain: nn.Module = accelerator.unwrap_model(model)
+        self.buffers = KeptBuffers(self.plain)
+        self.mux_width: int = getattr(self.plain, "mux_width", 1)
+        self.batches: list[Batch] = []
+
+    def __call__(
+        self, batches: Iterator[Batch], step: int, epoch: float, *, stop: bool, save: bool
+    ) -> StepResult:
+        """Take this process' parts of a step from `batches` and train on them, `epoch` epochs into the run.
+
+        `stop` and `save` are what this process wants; the result has what any wants.
+        """
+        recipe, lr = self.recipe, lr_at(self.recipe, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.buffers.keep()
+        self.batches = []
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part in range(recipe.accumulate):
+            self.clock.start()
+            self.batches.append(next(batches))
+            self.clock.done("data")
+            last = part + 1 == recipe.accumulate
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss += self._forward_backward(self.batches[-1], step, part, epoch)
+        norm = clip(self.accelerator, self.model, recipe)
+        mean_loss, mean_norm, *wants = self._agree(loss, norm, float(stop), float(save))
+        bad = self._update(math.isfinite(mean_loss), math.isfinite(mean_norm), step)
+        self.clock.done("update")
+        refused = tuple(index for batch in self.batches for index in batch.refused)
+        return StepResult(mean_loss, mean_norm, lr, bad, wants[0] > 0, wants[1] > 0, refused)
+
+    def last_indices(self) -> list[int]:
+        """Which pictures of the source this process trained on in the last step."""
+        return [index for batch in self.batches for index in batch.indices_B.tolist()]
+
+    def last_pictures(self) -> dict[str, Tensor]:
+        """Those pictures as they were augmented, uint8 (B, C, H, W), and their indices (B,)."""
+        read = [batch for batch in self.batches if len(batch.indices_B)]
+        return {
+            "images_BCHW": torch.cat([batch.images_BCHW for batch in read]),
+            "indices_B": torch.cat([batch.indices_B for batch in read]),
+        }
+
+    def _forward_backward(self, batch: Batch, step: int, part: int, epoch: float) -> Tensor:
+        recipe, device = self.recipe, self.accelerator.device
+        state = np.random.SeedSequence((recipe.seed, step, part, self.accelerator.process_index))
+        self._seed(int(state.generate_state(1)[0]))
+        images_BCHW, indices_B, weight = _at_least_two(batch, recipe)
+        side = size_at(recipe, int(epoch), step)
+        x_BCHW = self.transform(images_BCHW.to(device, non_blocking=True), (side, side))
+        targets_BK = self.targets_NK[indices_B].to(device, non_blocking=True)
+        if self.mix is not None:
+            x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
+        count = max(1, len(x_BCHW) - self._left_out())
+        x_BCHW, targets_BK = x_BCHW[:count], targets_BK[:count]
+        if recipe.channels_last:
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        loss = self.objective(x_BCHW, targets_BK, epoch) * (weight / recipe.accumulate)
+        self.clock.done("forward")
+        self.accelerator.backward(loss)
+        self.clock.done("backward")
+        return loss.detach()
+
+    def _seed(self, seed: int) -> None:
+        """What is drawn on the training device depends on the step and the process alone."""
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+    def _left_out(self) -> int:
+        """How many images to take from a step, so that a multiplexed model sees groups that are not full."""
+        short = self.mux_width > 1 and torch.rand(()).item() < self.recipe.short_groups
+        return int(torch.randint(1, self.mux_width, ())) if short else 0
+
+    def _agree(self, loss: Tensor, norm: Tensor, *wishes: float) -> list[float]:
+        """The mean of each value over all processes."""
+        values = torch.stack([loss.float(), norm.float(), *(torch.full_like(loss, wish) for wish in wishes)])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "mean")
+        agreed: list[float] = values.tolist()
+        return agreed
+
+    def _update(self, loss_is_finite: bool, norm_is_finite: bool, step: int) -> bool:
+        """Step, unless that would spoil the weights; whether it was left out."""
+        scaled = self.accelerator.scaler is not None  # which leaves out steps itself, and learns from them
+        if scaled or (loss_is_finite and norm_is_finite):
+            self.optimizer.step()
+        bad = not loss_is_finite or (
+            self.accelerator.optimizer_step_was_skipped if scaled else not norm_is_finite
+        )
+        self.optimizer.zero_grad()
+        if bad:
+            self.buffers.restore()
+        elif self.average is not None:
+            update_average(self.average, self.plain, self.recipe, step)
+        return bad
+
+
+def _at_least_two(batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor, float]:
+    """Images, indices and the batch's weight; BatchNorm needs two images, and every process a batch.
+
+    Where no picture could be read there are black ones, of weight 0.
+    """
+    if len(batch.indices_B) > 1:
+        return batch.images_BCHW, batch.indices_B, 1.0
+    if len(batch.indices_B) == 1:
+        return batch.images_BCHW.expand(2, -1, -1, -1), batch.indices_B.expand(2), 1.0
+    side = recipe.image_size
+    return torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), 0.0

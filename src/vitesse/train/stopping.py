@@ -1,0 +1,77 @@
+"""SIGTERM and SIGINT as a wish to stop, granted where a run can be saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vitesse.runtime.engines import Engine
+
+
+class StopRequestedError(Exception):
+    """Raised out of long work between steps, such as an evaluation, after a signal."""
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT is remembered; a second one ends the process as ever.
+
+    Outside the main thread, where signals cannot be caught, nothing is.
+
+    Attributes:
+        received: the signal's name, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def check(self) -> None:
+        """
+        Raises:
+            StopRequestedError: a signal has come.
+        """
+        if self.received:
+            raise StopRequestedError(self.received)
+
+
+class StoppableEngine:
+    """An engine that looks for a signal before every batch."""
+
+    def __init__(self, engine: Engine, signals: StopSignals) -> None:
+        self.engine, self.signals, self.name = engine, signals, engine.name
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """
+        Raises:
+            StopRequestedError: a signal has come.
+        """
+        self.signals.check()
+        return self.engine.run(batch_BCHW)
