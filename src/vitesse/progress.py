@@ -1,7 +1,11 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+Of several processes that train together only the first speaks.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +21,19 @@ Description = Union[str, Callable[[], str]]  # noqa: UP007
 
 def track(items: Iterable[T], description: Description, total: int | None = None) -> Iterator[T]:
     """Pass `items` on while showing how many of `total` are done; a description may change on the way."""
+    if not _speaks():
+        return iter(items)
     return _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total)
 
 
 def say(message: str) -> None:
     """One line for a person, on stderr, so that stdout stays machine-readable."""
-    print(message, file=sys.stderr, flush=True)
+    if _speaks():
+        print(message, file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _bar(items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:

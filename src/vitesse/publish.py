@@ -57,7 +57,8 @@ def prepare(files: Sequence[Path], repo_id: str) -> Repository:
         raise ConfigError("expected an artefact (.onnx), a checkpoint (.safetensors) or both, got no file")
     if len({(m.model.name, m.model.image_size, m.class_names, m.preprocess) for m in manifests}) > 1:
         raise ConfigError(f"{files[0]} and {files[1]} hold different models: push each to its own repository")
-    card = _card(manifests[0], repo_id, tuple(named))
+    use = _use(repo_id, tuple(named), manifests[0].model.in_chans)
+    card = _card(manifests[0], repo_id.partition("/")[2], use)
     return Repository(repo_id=repo_id, files={**named, CARD: card.encode()})
 
 
@@ -104,6 +105,20 @@ def write(repository: Repository, folder: Path) -> str:
     return str(folder)
 
 
+def write_card(path: Path, folder: Path) -> Path:
+    """Write the card of an artefact or checkpoint that stays on this machine, as `README.md`.
+
+    Raises:
+        ArtefactError, WeightsError: the file cannot be used.
+        OSError: the card cannot be written.
+    """
+    manifest = _manifest(path)
+    use = f"```sh\nvitesse predict photo.jpg --model {path.name}\n```"
+    card = folder / CARD
+    write_atomically(card, _card(manifest, manifest.model.name, use).encode())
+    return card
+
+
 def _login(repo_id: str) -> str:
     return f"{repo_id}: you are not logged in to the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN"
 
@@ -124,12 +139,12 @@ def _manifest(path: Path) -> Manifest:
     return manifest_for(*read_checkpoint_header(path))
 
 
-def _card(manifest: Manifest, repo_id: str, files: Sequence[str]) -> str:
+def _card(manifest: Manifest, name: str, use: str) -> str:
     """The model card: facts of the manifest and nothing else."""
     sections = [
-        f"---\n{_front_matter(manifest, repo_id)}\n---\n\n# {repo_id.partition('/')[2]}",
+        f"---\n{_front_matter(manifest, name)}\n---\n\n# {name}",
         _summary(manifest),
-        f"## Use\n\n{_use(repo_id, files, manifest.model.in_chans)}",
+        f"## Use\n\n{use}",
         f"## Preprocessing\n\n{_facts(to_mapping(manifest.preprocess))}",
         f"## Accuracy\n\n{_facts(manifest.accuracy)}" if manifest.accuracy else "",
         f"## Classes\n\n{', '.join(manifest.class_names)}",
@@ -138,7 +153,7 @@ def _card(manifest: Manifest, repo_id: str, files: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(manifest: Manifest, repo_id: str) -> str:
+def _front_matter(manifest: Manifest, name: str) -> str:
     hub = require("huggingface_hub", "torch")
     results = None
     if manifest.accuracy:
@@ -161,7 +176,7 @@ def _front_matter(manifest: Manifest, repo_id: str) -> str:
         library_name="vitesse",
         pipeline_tag="image-classification",
         tags=["image-classification", "vitesse", manifest.model.name],
-        model_name=repo_id.partition("/")[2] if results else None,
+        model_name=name if results else None,
         eval_results=results,
     )
     return str(data.to_yaml()).strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,25 +12,51 @@ from vitesse.cli.options import Json
 
 def run(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Class folders, Parquet, or labels.tsv with images/.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="Class folders, a list of files, Parquet, WebDataset shards, or SET:FOLDER."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="See `vitesse models`.")] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoints and metrics.")] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="See `vitesse models`.")
+    ] = "efficientvit_m5",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; default runs/DATA.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")
     ] = "finetune",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Read every picture first; refuse data with unreadable ones.")
+    ] = False,
+    export: Annotated[
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option("--export", help="Afterwards write DIR/model.onnx of the best weights, and its card."),
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train on a Ray cluster: the one at RAY_ADDRESS, or this machine.")
+    ] = False,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--ray-workers", min=1, metavar="N", help="Processes; default one a GPU, or one a node."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Train or fine-tune a classifier; goes on by itself where DIR holds an unfinished run.
 
+    SIGTERM and Ctrl-C save the run and end it with exit code 75: the same command goes on with it. DIR holds
+    report.html for a person, metrics.jsonl for a program, and checkpoints/.
+
     \b
     Examples:
-      vitesse train photos/ --model efficientvit_m1 --out runs/mine
-      vitesse train photos/ --model efficientvit_m0 --out runs/small image_size=128 epochs=10 lr=5e-4
-      vitesse train photos/ --model efficientvit_m1 --out runs/mine --recipe my.yaml
+      vitesse train photos/
+      vitesse train photos/ --model efficientvit_m1 --out runs/mine epochs=10 lr=5e-4 --export int8
+      vitesse train photos.csv --recipe my.yaml
+      vitesse train flowers102:DIR --recipe transfer
+      torchrun --nproc-per-node 2 --no-python vitesse train photos/ --out runs/two
     """
     from vitesse.cli.show import show_training
     from vitesse.errors import from_extra
@@ -38,5 +64,18 @@ def run(
     with from_extra("train"):
         from vitesse.train import train
 
-    result = train(data, model=model, out=out, recipe=recipe, overrides=overrides or [])
-    return show_training(result, model, as_json=as_json)
+    folder = out or Path("runs") / (Path(data.rstrip("/")).stem.partition(":")[0] or "run")
+    options = {"model": model, "out": folder, "recipe": recipe, "overrides": overrides or [], "strict": strict}
+    if ray:
+        from vitesse.train.ray import train_on_ray
+
+        result = train_on_ray(data, workers=ray_workers, **options)
+    else:
+        result = train(data, **options)
+    artefact = None
+    if export is not None:
+        with from_extra("export"):
+            from vitesse.ship import ship
+
+        artefact = ship(result, folder, export)
+    return show_training(result, model, artefact, as_json=as_json)

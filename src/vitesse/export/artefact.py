@@ -39,11 +39,11 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Source | None = None,
     split: str = "test",
     arch: str | None = None,
     precision: str = "fp32",
-    calibrate: str | Path | None = None,
+    calibrate: str | Path | Source | None = None,
     dynamic_size: bool = False,
     formats: Sequence[str] = (),
     force: bool = False,
@@ -55,13 +55,13 @@ def export(
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
         out: the `.onnx` file; an existing one is replaced only when the new one is proven.
-        data: labelled pictures, as `open_source` reads them. Parity is proven on the first of them, and the
+        data: labelled pictures, opened or as `open_source` reads them. Parity is proven on the first of them, and the
             accuracy of the written file is measured on all of them. Without it parity is proven on noise
             and the manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
         precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
-        calibrate: labelled pictures of the model's classes, its training split where it has splits. Without
+        calibrate: likewise labelled pictures of the model's classes, its training split where it has splits. Without
             `data` the accuracy of int8 is measured on pictures of it that were not calibrated on.
         dynamic_size: let the file take pictures of other sizes than the model's own.
         formats: of `targets.TARGETS`: files for other runtimes, written next to `out` for one picture at a
@@ -89,7 +89,7 @@ def export(
     )
     source = None
     if data is not None:
-        source = with_classes(open_source(data, split), manifest.class_names)
+        source = with_classes(opened(data, split), manifest.class_names)
     preprocess = manifest.preprocess
     images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
     folded = fold(module) if isinstance(module, Backbone) else module
@@ -101,7 +101,7 @@ def export(
         artefact = _draft(proto, manifest, folder / out.name)
         proof = {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
         artefact = _draft(proto, replace(manifest, parity=proof), folder / out.name)
-        dataset = {} if data is None else {"dataset": Path(data).name, "split": split}
+        dataset = {} if data is None else _called(data, split, trained_on)
         if calibrate is not None:
             artefact = to_int8(proto, artefact, calibrate, source, dataset=dataset, force=force)
             proto = as_proto(artefact)
@@ -116,7 +116,14 @@ def export(
     return read_artefact(out)
 
 
-def _check_request(out: Path, precision: str, calibrate: str | Path | None) -> None:
+def _called(data: str | Path | Source, split: str, name: str) -> dict[str, Any]:
+    """What the manifest calls the pictures that a file was scored on."""
+    if isinstance(data, (str, Path)):
+        return {"dataset": Path(data).name, "split": split}
+    return {"dataset": name or data.fingerprint, "split": "held out of training"}
+
+
+def _check_request(out: Path, precision: str, calibrate: str | Path | Source | None) -> None:
     if out.suffix != ".onnx":
         raise ConfigError(
             f"--out: expected a file ending in .onnx, got {out}; other formats are written next to it"

@@ -76,7 +76,7 @@ class Comparison:
 def to_int8(
     proto: Any,
     fp32: Artefact,
-    calibrate: str | Path,
+    calibrate: str | Path | Source,
     data: Source | None,
     *,
     dataset: Mapping[str, Any],
@@ -87,7 +87,7 @@ def to_int8(
     Args:
         proto: the fp32 model as `onnx.ModelProto`.
         fp32: the same as an artefact.
-        calibrate: pictures as `open_source` reads them.
+        calibrate: pictures, opened or as `open_source` reads them.
         data: labelled pictures to compare on; without them held-out ones of `calibrate`.
         dataset: how the manifest calls what is compared on.
         force: give it even if it loses accuracy or time.
@@ -96,11 +96,12 @@ def to_int8(
         DataError: too few pictures, or none of the model's kind.
         ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
     """
-    source = with_classes(open_source(calibrate, "train"), fp32.manifest.class_names)
+    name = Path(calibrate).name if isinstance(calibrate, (str, Path)) else calibrate.fingerprint
+    source = with_classes(opened(calibrate, "train"), fp32.manifest.class_names)
     seen, unseen = _parted(source, hold_out=data is None)
     images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
     if data is None:
-        data, dataset = unseen, {"dataset": Path(calibrate).name, "split": "held out of calibration"}
+        data, dataset = unseen, {"dataset": name, "split": "held out of calibration"}
     width = fp32.manifest.mux_width
     fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess, mux_width=width).top1
     _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
@@ -119,7 +120,7 @@ def to_int8(
         int8.manifest,
         accuracy={**dataset, "top1": found.int8_top1, "top5": found.int8_top5, "images": found.images}
         | {"fp32_top1": found.fp32_top1, **found.groups},
-        calibration={"dataset": Path(calibrate).name, "images": len(images_BCHW), "ranges": "extremes"}
+        calibration={"dataset": name, "images": len(images_BCHW), "ranges": "extremes"}
         | {"float_operators": floats, "img_per_s": {k: dict(v) for k, v in found.img_per_s.items()}},
     )
     return _read(int8_proto, manifest, fp32.path.name)

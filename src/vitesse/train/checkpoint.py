@@ -136,11 +136,11 @@ def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
 def gather_training(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The tensors of a model and its AdamW, whole on the CPU, also where they are spread over processes.
 
-    All processes call it together.
+    All processes call it together; only the first gets them all.
     """
     weights, moments = get_state_dict(model, optimizer, options=WHOLE)
     tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
-    state: Any = moments["state"]
+    state: Any = moments.get("state", {})
     for name, values in state.items():
         tensors |= {f"optimizer.{name}:{kind}": value for kind, value in values.items()}
     return tensors

@@ -61,11 +61,24 @@ FREE_TO_CHANGE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run ended with: accuracy of the saved weights, where they are, and what could not be read."""
+    """What a run ended with.
+
+    Attributes:
+        scores: of the last weights.
+        checkpoint: the last weights.
+        best: the weights that scored best.
+        refused: pictures that could not be read.
+        data: what it was trained on, as the user calls it.
+        train_source, val_source: the pictures themselves.
+    """
 
     scores: Scores
     checkpoint: Path
+    best: Path
     refused: tuple[str, ...]
+    data: str
+    train_source: Source
+    val_source: Source
 
 
 def train(
@@ -75,6 +88,7 @@ def train(
     out: str | Path,
     recipe: str | Path = "finetune",
     overrides: Iterable[str] | Mapping[str, Any] = (),
+    strict: bool = False,
 ) -> TrainResult:
     """Train or fine-tune a classifier; goes on by itself where `out` holds an unfinished run.
 
@@ -85,6 +99,7 @@ def train(
         out: folder of the run: `checkpoints/{last,best}/model.safetensors`, `metrics.jsonl`, `report.html`.
         recipe: a shipped recipe's name or a YAML file.
         overrides: `key=value` texts, or a mapping, over the recipe.
+        strict: decode every picture before training, and refuse data of which one cannot be read.
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
@@ -92,6 +107,7 @@ def train(
     """
     settings = load_recipe(recipe, overrides, model)
     train_source, val_source = splits(data, settings)
+    check_trainable(train_source)
     spec = ModelSpec(
         name=model,
         image_size=(settings.image_size, settings.image_size),
@@ -101,10 +117,18 @@ def train(
     )
     with StopSignals() as signals:
         try:
-            trainer = Trainer(spec, settings, train_source, val_source, Path(out), signals)
+            name = Path(str(data)).name
+            trainer = Trainer(spec, settings, train_source, val_source, Path(out), signals, name)
+            trainer.check_pictures(strict)
         except StopRequestedError as error:
             raise StoppedError(f"stopped by {error} before the first step; nothing was lost") from error
         return trainer.fit()
+
+
+def run_files(folder: Path) -> dict[str, Path]:
+    """Where a run keeps its weights, by the names of `TrainResult`."""
+    last, best = (folder / "checkpoints" / name / "model.safetensors" for name in ("last", "best"))
+    return {"checkpoint": last, "best": best}
 
 
 class Trainer:
@@ -118,9 +142,10 @@ class Trainer:
         val_source: Source,
         out: Path,
         signals: StopSignals,
+        data: str,
     ) -> None:
         make_folder(out)
-        self.spec, self.out, self.signals = spec, out, signals
+        self.spec, self.out, self.signals, self.data = spec, out, signals, data
         self.train_source, self.val_source = train_source, val_source
         self.accelerator = accelerator = make_accelerator(recipe, out)
         share = Share(
@@ -130,7 +155,7 @@ class Trainer:
         self.preprocess = PreprocessSpec(
             image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct
         )
-        self.progress = Progress()
+        self.progress, self.found = Progress(), None
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, out, recipe)
         self.clock = StepClock(accelerator.device)
@@ -189,8 +214,10 @@ class Trainer:
                 found = self._close_epoch()
             if found is None:
                 found = self._validate(self._model_to_keep())
+            self._report("finished", found)
         except StopRequestedError as error:
             self._save()
+            self._report(f"stopped by {error} at step {self.progress.step}")
             raise StoppedError(
                 f"stopped by {error} at step {self.progress.step}; run the same command again to go on"
             ) from error
@@ -198,9 +225,26 @@ class Trainer:
             self.log.close()
         return TrainResult(
             scores=found.scores(len(self.val_source)),
-            checkpoint=self.checkpoints.folder / "last" / "model.safetensors",
             refused=self._refused_names(),
+            data=self.data,
+            train_source=self.train_source,
+            val_source=self.val_source,
+            **run_files(self.out),
         )
+
+    def check_pictures(self, strict: bool) -> None:
+        """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
+
+        Raises:
+            DataError: `strict`, and a picture cannot be decoded.
+        """
+        if not self.accelerator.is_main_process and not strict:
+            return
+        found = check_data(self.train_source, self.val_source, decode=strict, workers=max(1, self.recipe.workers))
+        for line in found.lines():
+            self.log.note(line)
+        if strict and found.unreadable:
+            raise DataError(f"--strict: {found.lines()[-1]}; mend or remove it")
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet."""
@@ -315,7 +359,31 @@ class Trainer:
             accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
             say(f"epoch {epoch}/{self.recipe.epochs}, {_clock(done.seconds)}: loss {loss:.3f}{accuracy}")
         self._save(weights, best=best_top1 > done.best_top1)
+        if epoch < self.recipe.epochs:
+            self._report(f"running, epoch {epoch + 1} of {self.recipe.epochs}", found)
         return found
+
+    def _report(self, status: str, found: Outcomes | None = None) -> None:
+        """Write the page that a person looks at."""
+        self.found = found or self.found
+        if not self.accelerator.is_main_process:
+            return
+        record = RunRecord(
+            title=self.out.name,
+            model=describe(self.plain, self.spec),
+            recipe=recipe_values(self.recipe),
+            provenance=provenance() | {"data": self.train_source.fingerprint},
+            status=status,
+            class_names=self.train_source.class_names,
+            train_counts=class_balance(self.train_source),
+            val_counts=class_balance(self.val_source),
+            notes=tuple(self.log.notes),
+            steps=self.log.of_kind("step"),
+            epochs=self.log.of_kind("epoch"),
+            predictions=predictions(self.found, self.val_source) if self.found else None,
+        )
+        with self.log.survived("the report"):
+            write_report(record, self.out / REPORT_FILE)
 
     def _validate(self, weights: nn.Module) -> Outcomes:
         return validate(

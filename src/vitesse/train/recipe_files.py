@@ -35,7 +35,7 @@ def load_recipe(
         ConfigError: no such recipe, unreadable YAML, an unknown key, or a value of the wrong kind.
     """
     values = _read_yaml(name)
-    values |= _of_model(values.pop(MODELS, {}), model, name)
+    values = _for_model(values, values.pop(MODELS, {}), model, name)
     changes = overrides if isinstance(overrides, Mapping) else _parse_overrides(overrides)
     return recipe_from(values | dict(changes))
 
@@ -50,15 +50,14 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     return from_mapping(Recipe, {key: _coerce(key, value, hints.get(key)) for key, value in values.items()})
 
 
-def _of_model(sections: Any, model: str, name: str | Path) -> dict[str, Any]:
+def _for_model(values: dict[str, Any], sections: Any, model: str, name: str | Path) -> dict[str, Any]:
+    """A recipe's values with those of the sections whose pattern fits the model; all sections are checked."""
     if not isinstance(sections, Mapping) or not all(isinstance(part, Mapping) for part in sections.values()):
         raise ConfigError(f"recipe {name}: expected names of models with keys below them in {MODELS}")
-    found: dict[str, Any] = {}
-    for pattern, values in sections.items():
-        recipe_from(values)  # a mistake in another model's section is a mistake all the same
-        if fnmatchcase(model, str(pattern)):
-            found |= values
-    return found
+    for part in sections.values():
+        recipe_from({**values, **part})
+    fitting = [part for pattern, part in sections.items() if fnmatchcase(model, str(pattern))]
+    return {**values, **{key: value for part in fitting for key, value in part.items()}}
 
 
 def _read_yaml(name: str | Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=_precision(recipe),
-        log_with=check_trackers(recipe),
+        log_with=check_trackers(recipe) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retrieval_epochs > 0)],
     )
