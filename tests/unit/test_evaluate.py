@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from vitesse.cli import run
 from vitesse.data.sources import FileSource, open_source, take
 from vitesse.errors import DataError
 from vitesse.evaluate import evaluate
@@ -301,3 +303,37 @@ def test_speed_counts_every_picture_shown(
     assert found.engine_img_per_s == pytest.approx(engine_img_per_s)
     of_groups = {"mux_width", "slots", "agreement"} if mux_width == 2 else set()
     assert found.to_dict().keys() == KEYS | of_groups
+
+
+def test_people_read_all_figures_in_a_few_lines(
+    tmp_path: Path,
+    paint_classes: Callable[..., Path],
+    make_artefact: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, model = paint_classes(tmp_path / "data", per_class=4), make_artefact({"class_names": COLOURS})
+    path = tmp_path / "sets.json"
+    path.write_text(json.dumps([[], *[list(range(10))] * 11]))
+    arguments = [
+        "evaluate",
+        str(data),
+        "--model",
+        str(model),
+        "--engine",
+        "onnxruntime",
+        "--labels",
+        str(path),
+    ]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run(arguments) == 0
+    first, *lines, speed = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%} on 12 pictures")
+    assert lines == [
+        f"  calibration error {found['ece']:.2%}, negative log-likelihood {found['nll']:.3f}",
+        "  by the other labels: top-1 100.00% on 11 pictures, 1 more without labels",
+    ]
+    assert re.fullmatch(r"  [\d.]+ pictures a second from file to label, [\d.]+ in the engine alone", speed)
+    path.write_text("[[")
+    assert run(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: expected JSON")
