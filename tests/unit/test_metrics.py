@@ -29,7 +29,7 @@ def said(logits_BK: np.ndarray, labels_B: np.ndarray) -> Outcomes:
     seed=st.integers(0, 10_000),
     images=st.integers(1, 60),
     classes=st.integers(2, 12),
-    spread=st.sampled_from([0.1, 1.0, 4.0]),
+    spread=st.sampled_from([0.1, 1.0, 2.0]),
 )
 @settings(max_examples=40, deadline=None)
 def test_calibration_is_that_of_torchmetrics(seed: int, images: int, classes: int, spread: float) -> None:
