@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitesse.data.sources import open_source, take
-from vitesse.metrics import score_in_groups, with_classes
+from vitesse.metrics import outcomes_in_groups, read_label_sets, score_label_sets, with_classes
 from vitesse.predictors import load
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
 
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
+    from vitesse.runtime.engines import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What `evaluate` measured: `Scores`, and which model, engine and precision they belong to.
+
+    `img_per_s` counts everything from files to labels, `engine_img_per_s` the time in the engine alone; both
+    are of this run, the first batch included, and no benchmark.
+
+    With other labels also `labels_top1`: the share of `labels_images` pictures whose first class is among
+    theirs; `labels_left_out` have none.
 
     Of a multiplexed model also `mux_width`, the top-1 of each slot, and `agreement`: the share of pictures
     whose label stays when they are grouped with others, each in the same slot; for it they are shown twice.
@@ -29,16 +40,40 @@ class Evaluation:
     precision: str
     top1: float
     top5: float
+    ece: float
+    nll: float
     images: int
     refused: int
+    img_per_s: float
+    engine_img_per_s: float
+    labels_top1: float | None = None
+    labels_images: int | None = None
+    labels_left_out: int | None = None
     mux_width: int = 1
     slots: tuple[float, ...] = ()
     agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON record; what only multiplexed models have is left out for others."""
-        left_out = () if self.mux_width > 1 else ("mux_width", "slots", "agreement")
-        return {key: value for key, value in to_mapping(self).items() if key not in left_out}
+        """The JSON record, without what was not asked for or only multiplexed models have."""
+        left_out = () if self.mux_width > 1 else ("mux_width", "slots")
+        record = to_mapping(self).items()
+        return {key: value for key, value in record if value is not None and key not in left_out}
+
+
+class _Timed:
+    """An engine with the pictures it was shown and the seconds it took."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self._engine = engine.name, engine
+        self.images, self.seconds = 0, 0.0
+
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """See `Engine.run`."""
+        started = time.perf_counter()
+        outputs = self._engine.run(batch_BCHW)
+        self.seconds += time.perf_counter() - started
+        self.images += len(batch_BCHW)
+        return outputs
 
 
 def evaluate(
@@ -53,6 +88,7 @@ def evaluate(
     threads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     ensemble: bool = False,
+    labels: str | Path | None = None,
 ) -> Evaluation:
     """Accuracy of an artefact, a checkpoint or a published model on labelled pictures.
 
@@ -63,12 +99,13 @@ def evaluate(
         batch_size: pictures a run of the model.
         limit: at most so many pictures, drawn by seed 0.
         ensemble: of a multiplexed model, show every picture in every slot and take the mean.
+        labels: other labels for these pictures, any of several, see `vitesse.metrics.read_label_sets`.
 
     Raises:
-        DataError: the data cannot be read, or its classes are not the model's.
+        DataError: the data cannot be read, or its classes or the other labels do not fit the model.
         VitesseError: the model cannot be loaded, see `vitesse.load`.
     """
-    found = take(open_source(data, split), limit)
+    everything = open_source(data, split)
     predictor = load(
         model,
         engine=engine,
@@ -79,16 +116,24 @@ def evaluate(
         ensemble=ensemble,
     )
     manifest = predictor.artefact.manifest
-    source, width = with_classes(found, manifest.class_names), manifest.mux_width
+    width, num_classes = manifest.mux_width, len(manifest.class_names)
+    source = with_classes(take(everything, limit), manifest.class_names)
+    sets = None if labels is None else read_label_sets(labels, everything, num_classes)
     size = predictor.artefact.input_shape[0] or whole_groups(batch_size, width)
-    scores, agreement = score_in_groups(
-        predictor.engine, source, manifest.preprocess, batch_size=size, mux_width=width
+    timed, started = _Timed(predictor.engine), time.perf_counter()
+    found, agreement = outcomes_in_groups(
+        timed, source, manifest.preprocess, batch_size=size, mux_width=width
     )
+    seconds = time.perf_counter() - started
+    others = {} if sets is None else vars(score_label_sets(found, source, sets))
     return Evaluation(
         model=manifest.model.name,
-        engine=predictor.engine.name,
+        engine=timed.name,
         precision=manifest.precision,
+        img_per_s=timed.images / seconds,
+        engine_img_per_s=timed.images / timed.seconds,
         mux_width=width,
         agreement=agreement,
-        **vars(scores),
+        **vars(found.scores(len(source))),
+        **{f"labels_{key}": value for key, value in others.items()},
     )

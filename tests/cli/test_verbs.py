@@ -21,8 +21,8 @@ FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
     "--model --save --streams --threads --top-k",
     "train": "--json --model --out --recipe",
-    "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --limit --model --split "
-    "--threads",
+    "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
+    "--split --threads",
     "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
     "--split --trained-on",
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ ARCH = "vit_tiny_patch16"
 TOP1, TOP5 = pytest.approx(0.706, abs=0.004), pytest.approx(0.914, abs=0.004)
 
 
+def as_in_real(photos: Path) -> list[list[int]]:
+    """The labels of the validation pictures at hand, in the form of ImageNet-ReaL's file."""
+    labels: list[list[int]] = [[] for _ in range(50_000)]
+    with (photos / "labels.tsv").open(newline="") as stream:
+        for row in csv.DictReader(stream, delimiter="\t"):
+            labels[int(row["file"][15:23]) - 1] = [int(row["index"])]
+    return labels
+
+
 @pytest.mark.slow
 def test_deit_tiny_in_torch_and_in_both_engines(data_dir: Path, tmp_path: Path) -> None:
     photos = data_dir / "in1k_val500"
@@ -21,16 +32,25 @@ def test_deit_tiny_in_torch_and_in_both_engines(data_dir: Path, tmp_path: Path) 
     converted, artefact = tmp_path / "deit.safetensors", tmp_path / "deit.onnx"
     assert cli.run(["convert", str(published), "--model", ARCH, "--out", str(converted)]) == 0
 
-    by_torch = evaluate(photos, model=converted)
+    own, wider = tmp_path / "own.json", tmp_path / "wider.json"
+    labels = as_in_real(photos)
+    own.write_text(json.dumps(labels))
+    wider.write_text(json.dumps([[*label, *((index + 1) % 1000 for index in label)] for label in labels]))
+    by_torch = evaluate(photos, model=converted, labels=own)
     assert (by_torch.images, by_torch.refused) == (500, 0)
     assert (by_torch.top1, by_torch.top5) == (TOP1, TOP5)
+    assert (by_torch.labels_top1, by_torch.labels_images) == (by_torch.top1, 500)
+    assert by_torch.engine_img_per_s > by_torch.img_per_s > 0
 
     manifest = vitesse.export(converted, artefact).manifest
     assert manifest.class_names[0].startswith("tench")
     for engine in ("onnxruntime", "openvino"):
-        scores = evaluate(photos, model=artefact, engine=engine)
+        scores = evaluate(photos, model=artefact, engine=engine, labels=wider)
         assert (scores.images, scores.top1, scores.top5) == (500, TOP1, TOP5)
         assert scores.top1 == pytest.approx(by_torch.top1, abs=0.002)
+        assert (scores.ece, scores.nll) == pytest.approx((by_torch.ece, by_torch.nll), abs=0.005)
+        assert scores.labels_top1 is not None
+        assert scores.labels_top1 >= scores.top1
 
 
 @pytest.mark.slow

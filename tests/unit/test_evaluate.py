@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from vitesse.cli import run
 from vitesse.data.sources import FileSource, open_source, take
 from vitesse.errors import DataError
+from vitesse.evaluate import evaluate
 from vitesse.metrics import label_ranks, outcomes, score, score_in_groups, with_classes
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
@@ -117,6 +123,9 @@ NAMES = ("blue", "dark green", "red")
         (("red", "dark green", "blue"), [0, 1, 2], [2, 1, 0]),
         (("blue", "Dark_Green", "red"), [2, 1, 0], [2, 1, 0]),
         (("0", "1", "2", "3"), [1, 0], [1, 0]),  # numbers for names
+        (("0", "2"), [1, 0], [2, 0]),  # ImageNet-V2 that lacks a folder
+        (("1", "10", "2"), [2, 0, 2], [2, 1, 2]),  # its folders in the order of words
+        (("00", "02"), [1, 0], [2, 0]),
         (("n01", "n02", "n03"), [1, 0], [1, 0]),  # as many, under other names
         (("blue", "1", "2", "3"), [0, 0], [0, 0]),  # a list that names only some
         (("x", "blue"), [1, 1], [0, 0]),  # names of no picture do not matter
@@ -137,6 +146,8 @@ def test_classes_are_matched_by_name_where_the_model_knows_them(
         (("cat", "dog"), [0, 1], "2 of the data's 2 classes are none of the model's 3, 'cat' for one"),
         (("red", "cat"), [0, 1], "1 of the data's 2 classes"),
         (("0", "1", "2", "3"), [3], "the model has 3 classes, the data has label 3"),
+        (("0", "²"), [0, 1], "2 of the data's 2 classes are none of the model's 3, '0' for one"),
+        (("1", "999"), [1, 0], "the model has 3 classes, the data has label 999"),
     ],
 )
 def test_other_classes_are_refused(data_names: tuple[str, ...], labels: list[int], message: str) -> None:
@@ -144,11 +155,33 @@ def test_other_classes_are_refused(data_names: tuple[str, ...], labels: list[int
         with_classes(Memory(labels, data_names), NAMES)
 
 
+@pytest.mark.parametrize(
+    ("data_names", "labels", "expected"),
+    [
+        (("2", "10"), [0, 1], [2, 1]),  # a model of numbered folders: the name tells, as with words
+        (("cat", "dog", "fish", "newt"), [1, 2], [1, 2]),
+        (("01", "02", "03"), [2, 0], [2, 0]),
+    ],
+)
+def test_numbers_are_names_to_a_model_that_has_them(
+    data_names: tuple[str, ...], labels: list[int], expected: list[int]
+) -> None:
+    assert with_classes(Memory(labels, data_names), ("1", "10", "2")).labels.tolist() == expected
+
+
+def test_numbers_that_a_numbered_model_lacks_are_refused() -> None:
+    with pytest.raises(DataError, match="2 of the data's 2 classes are none of the model's 3, '7' for one"):
+        with_classes(Memory([0, 1], ("7", "8")), ("1", "10", "2"))
+
+
+@pytest.mark.parametrize("folders", [("blue", "green", "red"), ("0", "1", "2")])
 def test_a_folder_that_lacks_classes_is_scored_as_one_that_has_them(
-    tmp_path: Path, paint_classes: Callable[..., Path]
+    tmp_path: Path, paint_classes: Callable[..., Path], folders: tuple[str, ...]
 ) -> None:
     root = paint_classes(tmp_path, per_class=4)
     shutil.rmtree(root / "blue")
+    for name, folder in zip(("green", "red"), folders[1:], strict=True):
+        (root / name).rename(root / folder)
     source = with_classes(open_source(root), ("blue", "green", "red"))
     assert score(MeanColour(), source, SPEC).top1 == 1.0
 
@@ -211,4 +244,97 @@ def test_a_slot_without_pictures_has_no_score(tmp_path: Path, paint_classes: Cal
     source = take(open_source(paint_classes(tmp_path, per_class=2)), 1)
     scores, agreement = score_in_groups(MeanColour(), source, SPEC, mux_width=4)
     assert (scores.slots, scores.images, agreement) == ((1.0,), 1, 1.0)
-    assert score(MeanColour(), source, SPEC).to_dict().keys() == {"top1", "top5", "images", "refused"}
+    plain = score(MeanColour(), source, SPEC).to_dict()
+    assert plain.keys() == {"top1", "top5", "ece", "nll", "images", "refused"}
+
+
+COLOURS = ["blue", "green", "red", *(f"other {index}" for index in range(7))]
+KEYS = {"model", "engine", "precision", "images", "refused", "top1", "top5", "ece", "nll"}
+KEYS |= {"img_per_s", "engine_img_per_s"}
+LABELS = {"labels_top1", "labels_images", "labels_left_out"}
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_artefact_is_scored_by_other_labels_too(
+    tmp_path: Path, paint_classes: Callable[..., Path], make_artefact: Callable[..., Path], engine: str
+) -> None:
+    data, model = paint_classes(tmp_path / "data", per_class=5), make_artefact({"class_names": COLOURS})
+    (data / "green" / "004.png").write_bytes(b"")
+    source = open_source(data)
+    own = {
+        f"{COLOURS[label]}/{Path(source.name(index)).name}": [label]
+        for index, label in enumerate(source.labels.tolist())
+    }
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(own))
+    found = evaluate(data, model=model, engine=engine, labels=path)
+    assert found.to_dict().keys() == KEYS | LABELS
+    assert 0 <= found.top1 < 1
+    assert (found.labels_top1, found.labels_images, found.labels_left_out) == (found.top1, 14, 0)
+    assert found.refused == 1
+    path.write_text(json.dumps({name: classes and list(range(10)) for name, classes in own.items()}))
+    assert evaluate(data, model=model, engine=engine, labels=path).labels_top1 == 1.0
+    path.write_text(json.dumps([*[[]] * 5, *[[label] for label in source.labels.tolist()[5:]]]))
+    some = evaluate(data, model=model, engine=engine, labels=path, limit=12)
+    assert (some.labels_images or 0) + (some.labels_left_out or 0) == some.images
+    assert some.labels_left_out in (3, 4, 5)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="expected 15 lists"):
+        evaluate(data, model=model, engine=engine, labels=path)
+
+
+@pytest.mark.parametrize(
+    ("mux_width", "img_per_s", "engine_img_per_s"), [(1, 12 / 7, 12 / 3), (2, 24 / 9, 24 / 4)]
+)
+def test_speed_counts_every_picture_shown(
+    tmp_path: Path,
+    paint_classes: Callable[..., Path],
+    make_artefact: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    mux_width: int,
+    img_per_s: float,
+    engine_img_per_s: float,
+) -> None:
+    """By a clock that goes on one second whenever it is read; groups are shown twice."""
+    model = make_artefact({"class_names": COLOURS, "mux_width": mux_width})
+    data = paint_classes(tmp_path, per_class=4)
+    monkeypatch.setattr("vitesse.evaluate.time", SimpleNamespace(perf_counter=count().__next__))
+    found = evaluate(data, model=model, engine="onnxruntime", batch_size=5 if mux_width == 1 else 6)
+    assert found.img_per_s == pytest.approx(img_per_s)
+    assert found.engine_img_per_s == pytest.approx(engine_img_per_s)
+    of_groups = {"mux_width", "slots", "agreement"} if mux_width == 2 else set()
+    assert found.to_dict().keys() == KEYS | of_groups
+
+
+def test_people_read_all_figures_in_a_few_lines(
+    tmp_path: Path,
+    paint_classes: Callable[..., Path],
+    make_artefact: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, model = paint_classes(tmp_path / "data", per_class=4), make_artefact({"class_names": COLOURS})
+    path = tmp_path / "sets.json"
+    path.write_text(json.dumps([[], *[list(range(10))] * 11]))
+    arguments = [
+        "evaluate",
+        str(data),
+        "--model",
+        str(model),
+        "--engine",
+        "onnxruntime",
+        "--labels",
+        str(path),
+    ]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run(arguments) == 0
+    first, *lines, speed = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%} on 12 pictures")
+    assert lines == [
+        f"  calibration error {found['ece']:.2%}, negative log-likelihood {found['nll']:.3f}",
+        "  by the other labels: top-1 100.00% on 11 pictures, 1 more without labels",
+    ]
+    assert re.fullmatch(r"  [\d.]+ pictures a second from file to label, [\d.]+ in the engine alone", speed)
+    path.write_text("[[")
+    assert run(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: expected JSON")

@@ -34,12 +34,18 @@ def run(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="Score so many, drawn by seed 0.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FILE", help="Other labels, JSON, such as ImageNet-ReaL's real.json."
+        ),
+    ] = None,
     threads: Threads = None,
     image_size: ImageSize = None,
     ensemble: Ensemble = False,
     as_json: Json = False,
 ) -> int:
-    """Measure top-1 and top-5 accuracy on labelled pictures.
+    """Measure accuracy, calibration and speed on labelled pictures.
 
     \b
     Examples:
@@ -47,6 +53,7 @@ def run(
       vitesse evaluate photos/ --model runs/mine/checkpoints/best/model.safetensors --split val
       vitesse evaluate cifar100/ --engine openvino --json
       vitesse evaluate imagenet/ --model efficientvit_m5 --engine torch
+      vitesse evaluate imagenet/ --labels real.json
     """
     from vitesse.cli.show import show_evaluation
     from vitesse.evaluate import evaluate
@@ -62,5 +69,6 @@ def run(
         threads=threads,
         image_size=as_pixels(image_size),
         ensemble=ensemble,
+        labels=labels,
     )
     return show_evaluation(result, as_json=as_json)

@@ -123,11 +123,22 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
             f"{result.model} ({result.precision}, {result.engine}): top-1 {result.top1:.2%}, "
             f"top-5 {result.top5:.2%} on {result.images} pictures{refused}"
         )
+        print(f"  calibration error {result.ece:.2%}, negative log-likelihood {result.nll:.3f}")
+        if result.labels_top1 is not None:
+            without = f", {result.labels_left_out} more without labels" if result.labels_left_out else ""
+            print(
+                f"  by the other labels: top-1 {result.labels_top1:.2%} on {result.labels_images} pictures"
+                f"{without}"
+            )
         if result.agreement is not None:
             print(
                 f"  {result.mux_width} pictures share a pass: worst slot {min(result.slots):.2%}, best "
                 f"{max(result.slots):.2%}; beside other pictures {result.agreement:.2%} keep their label"
             )
+        print(
+            f"  {result.img_per_s:.1f} pictures a second from file to label, "
+            f"{result.engine_img_per_s:.1f} in the engine alone"
+        )
     return SOME_REFUSED if result.refused else DONE
 
 
