@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from vitesse.data.sources import Source, Subset, take
-from vitesse.errors import ImageError
+from vitesse.errors import DataError, ImageError
 from vitesse.metrics import Outcomes, outcomes
 from vitesse.models.engine import TorchEngine
 from vitesse.runtime.imaging import load_tensor
@@ -41,12 +40,14 @@ def validate(
 
     Raises:
         StopRequestedError: a process was told to stop; all of them raise it.
+        DataError: no picture could be read.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
     engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
+    found, stopped, refusal = None, False, ""
     try:
-        found: Outcomes | None = outcomes(
+        found = outcomes(
             engine,
             Subset(source, mine) if world > 1 else source,
             preprocess,
@@ -54,25 +55,20 @@ def validate(
             mux_width=getattr(weights, "mux_width", 1),
         )
     except StopRequestedError:
-        found = None
+        stopped = True
+    except DataError as error:  # another process may have pictures that can be read
+        refusal = str(error)
     if world == 1:
         parts = [found]
     else:
-        moved = None if found is None else dataclasses.replace(found, pictures_B=mine[found.pictures_B])
-        parts = gather_object([moved])
-    whole = [part for part in parts if part is not None]
-    if len(whole) < world:
+        moved = found and dataclasses.replace(found, pictures_B=mine[found.pictures_B])
+        parts, halts = gather_object([moved]), gather_object([stopped])
+        stopped = any(halts)
+    if stopped:
         raise StopRequestedError(signals.received or "another process")
-    return _joined(whole)
-
-
-def _joined(parts: Sequence[Outcomes]) -> Outcomes:
-    """The outcomes of several parts of a source as one."""
-    columns = [field.name for field in dataclasses.fields(Outcomes) if field.name.endswith("_B")]
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in columns
-    }
-    return dataclasses.replace(parts[0], **joined)
+    if not any(parts):
+        raise DataError(refusal)
+    return Outcomes.joined([part for part in parts if part is not None])
 
 
 def with_fresh_statistics(
