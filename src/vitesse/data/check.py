@@ -132,10 +132,8 @@ class DataCheck:
     def _decoding(self) -> list[str]:
         if not self.unreadable:
             return ["every picture can be decoded"] if self.decoded else []
-        first = self.unreadable[0]
-        return [
-            f"{_count(len(self.unreadable), 'picture', 'pictures')} cannot be read, the first is {first.name}: {first.reason}"
-        ]
+        first, number = self.unreadable[0], _count(len(self.unreadable), "picture", "pictures")
+        return [f"{number} cannot be read, the first is {first.name}: {first.reason}"]
 
 
 def check_data(train: Source, val: Source, *, decode: bool = True, workers: int = 2) -> DataCheck:

@@ -49,7 +49,7 @@ def open_saved(root: Path, shards: Sequence[Path]) -> ArrowSource:
     """
     pyarrow = require("pyarrow", "train")
     try:
-        if json.loads((root / "state.json").read_text(encoding="utf-8"))["_indices_data_files"]:
+        if json.loads((root / "state.json").read_text(encoding="utf-8")).get("_indices_data_files"):
             raise DataError(f"{root}: its pictures were selected or shuffled: save dataset.flatten_indices()")
         tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(shard))).read_all() for shard in shards]
         table = pyarrow.concat_tables(tables)
@@ -67,13 +67,13 @@ def open_dataset(dataset: Any) -> ArrowSource:
     kind = type(dataset).__name__
     if not hasattr(dataset, "with_format"):
         raise DataError(f"expected a path, a URL or a datasets.Dataset, got {kind}")
-    if not hasattr(dataset, "__getitem__"):
+    if not hasattr(dataset, "__len__"):
         raise DataError(
             f"{kind}: its order cannot be resumed exactly; give the URL of its Parquet files, such as "
             "hf://datasets/OWNER/NAME"
         )
     if not hasattr(dataset, "features"):
-        raise DataError(f"{kind}: expected one split of it, such as {kind.lower()}['train']")
+        raise DataError(f"{kind}: expected one split of it, such as its 'train'")
     label = next((column for column in LABEL_COLUMNS if column in dataset.features), "")
     names = getattr(dataset.features.get(label), "names", None) or ()
     return ArrowSource(kind, dataset.with_format("arrow")[:], names)
