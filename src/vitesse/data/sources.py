@@ -66,7 +66,7 @@ def open_source(path: str | Path | Any, split: str | None = None) -> Source:
         return _open_folder(Path(place), split)
     if Path(place).is_file():
         return _open_file(Path(place), split)
-    if len(_braces(place)) > 1 or glob.has_magic(place):
+    if _braces(place) != [place] or glob.has_magic(place):
         return _open_pattern(place, split)
     raise DataError(f"{place}: no such file or folder")
 
@@ -95,6 +95,8 @@ def _open_pattern(pattern: str, split: str | None) -> Source:
             raise DataError(f"{pattern}: no file {part}")
         files += map(Path, found)
     kinds = {file.suffix for file in files}
+    if not kinds:
+        raise DataError(f"{pattern}: expected numbers that rise, such as {{000000..000009}}")
     if kinds not in ({".tar"}, {".parquet"}):
         raise DataError(f"{pattern}: expected .tar or .parquet files, got {', '.join(sorted(kinds))}")
     return _open_shards(pattern, files, split)

@@ -63,6 +63,9 @@ def test_folders_patterns_and_splits_choose_shards(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(DataError, match=r"no file .*train-000003.tar"):
         open_source(tmp_path / "train-{000000..000003}.tar")
+    assert len(open_source(tmp_path / "train-{000002..000002}.tar")) == 2
+    with pytest.raises(DataError, match="expected numbers that rise"):
+        open_source(tmp_path / "train-{000002..000001}.tar")
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"expected .tar or .parquet files, got .txt"):
         open_source(tmp_path / "*.txt")
@@ -139,6 +142,14 @@ def test_a_shard_cut_anywhere_loses_no_picture_silently(tmp_path: Path) -> None:
             source.read(len(source) - 1)
         outcomes.add("last unreadable")
     assert outcomes == {"refused", "last unreadable"}
+
+
+def test_a_label_is_not_taken_from_a_cut_file(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": b"picture", "a.cls": b"123"})
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"123\0") + 1])
+    with pytest.raises(DataError, match=r"cut short within a.cls"):
+        open_source(path)
 
 
 def test_a_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
