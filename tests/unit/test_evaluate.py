@@ -100,6 +100,8 @@ def test_nothing_readable_is_an_error_not_a_zero(tmp_path: Path) -> None:
 class Memory:
     """A source of labels and names alone."""
 
+    blocks = ()
+
     def __init__(self, labels: list[int], class_names: tuple[str, ...]) -> None:
         self.labels, self.class_names, self.fingerprint = np.asarray(labels), class_names, "memory"
 

@@ -36,6 +36,46 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path: Path, paint_classe
     assert source.name(4).endswith("green/001.png")
 
 
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        (("10", "9", "0"), ("0", "9", "10")),
+        (("010", "9", "2"), ("2", "9", "010")),
+        (("10", "9", "x"), ("10", "9", "x")),
+    ],
+)
+def test_folders_that_are_all_numbers_are_ordered_as_numbers(
+    tmp_path: Path, names: tuple[str, ...], ordered: tuple[str, ...]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(name.encode())
+    source = open_source(tmp_path)
+    assert source.class_names == ordered
+    assert [source.read(index).decode() for index in range(3)] == list(ordered)
+
+
+def test_an_empty_class_folder_stays_a_class_and_hidden_files_are_none(tmp_path: Path) -> None:
+    for name in ("ant/a.jpg", "cow/._a.jpg", "cow/.cache.png", ".git/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source(tmp_path)
+    assert (source.class_names, source.labels.tolist()) == (("ant", "cow"), [0])
+
+
+def test_pictures_outside_class_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(
+        DataError, match=r"1 pictures in no class folder; expected .*/CLASS/PICTURE"
+    ) as caught:
+        open_source(tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "b.jpg").touch()
+    assert len(open_source(tmp_path)) == 1
+    assert "1 pictures are in no class folder and are left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("folder", "split"), [("test", "test"), ("val", "test"), ("validation", "val")])
 def test_split_folders_answer_to_their_aliases(
     tmp_path: Path, paint_classes: PaintClasses, folder: str, split: str
@@ -87,7 +127,7 @@ def test_the_real_sets_have_their_stated_sizes(data_dir: Path) -> None:
     [
         (lambda root: root / "absent", "no such file or folder"),
         (lambda root: root, "expected class folders"),
-        (lambda root: _write(root / "list.csv", "a,b"), "expected a folder of pictures or a .parquet"),
+        (lambda root: _write(root / "list.csv", "a,b"), "expected one line a picture"),
         (lambda root: _write(root / "a.parquet", "not parquet"), "cannot read Parquet"),
         (lambda root: _write(root / "labels.tsv", "file\tname\nx\ty\n").parent, "expected columns index"),
         (lambda root: _write(root / "labels.tsv", "file\tindex\nx\tone\n").parent, "whole numbers"),
