@@ -113,7 +113,8 @@ def advice_on_time(shares: Mapping[str, float], record: RunRecord) -> str:
         return said + "raise workers=" + (f" (now {workers})" if workers is not None else "") + "."
     if shares["update"] >= UPDATING:
         return f"{percent(shares['update'])} of the time goes into updating the weights: raise batch_size=."
-    return f"{percent(shares['forward'] + shares['backward'])} of the time the model computes; pictures come fast enough."
+    computing = percent(shares["forward"] + shares["backward"])
+    return f"{computing} of the time the model computes; pictures come fast enough."
 
 
 def balance(record: RunRecord) -> str:
