@@ -19,6 +19,9 @@ WIDTH, HEIGHT = 420.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 10.0, 14.0, 34.0
 MOST_POINTS = 400
 MOST_LETTERS = 17
+STRONG = 0.25
+"""Share of a class from which on a mistake has its full colour, where none is larger."""
+
 MOST_DOTS = 60
 """A line of at most so many points shows each as a dot."""
 
@@ -215,6 +218,8 @@ def heat_map(shares_RC: Floats, counts_RC: Ints, names: Sequence[str], *, label:
     """Square map of shares, rows true and columns predicted; a large cell has its count written in."""
     shorts = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names]
     side, edge = len(names) * cell, 14.0 + 6.4 * max(map(len, shorts))
+    wrong_RC = np.where(np.eye(len(names), dtype=bool), 0.0, shares_RC)
+    strongest = max(float(wrong_RC.max()), STRONG)
     drawn = [tag("rect", x=edge, y=edge, width=side, height=side, class_="ground")]
     for number, (name, short) in enumerate(zip(names, shorts, strict=True)):
         middle = edge + (number + 0.5) * cell
@@ -226,13 +231,13 @@ def heat_map(shares_RC: Floats, counts_RC: Ints, names: Sequence[str], *, label:
         said = "found" if row == column else f"taken for {names[column]}"
         title = tag("title", f"{names[row]} {said}: {count:,} ({percent(share)})")
         look = "right" if row == column else "wrong"
-        strength = f"{0.08 + 0.92 * math.sqrt(share):.2f}"
+        strength = 0.1 + 0.9 * share / (1 if row == column else strongest)
         at = {"x": edge + column * cell + 0.5, "y": edge + row * cell + 0.5}
         box = {**at, "width": cell - 1, "height": cell - 1}
-        drawn.append(tag("rect", title, **box, class_=look, fill_opacity=strength))
+        drawn.append(tag("rect", title, **box, class_=look, fill_opacity=f"{strength:.2f}"))
         if cell >= 28:
             where = {"x": at["x"] + cell / 2, "y": at["y"] + cell / 2 + 3.5, "text_anchor": "middle"}
-            drawn.append(tag("text", f"{count}", **where, class_="on" if share > 0.3 else "over"))
+            drawn.append(tag("text", f"{count}", **where, class_="on" if strength > 0.5 else None))
     return _svg(label, edge + side + edge / 2, edge + side + 4, *drawn, natural=True)
 
 

@@ -14,7 +14,7 @@ from vitesse.runtime.imaging import read_for_display
 from vitesse.train.report import words
 from vitesse.train.report.charts import columns, heat_map, reliability
 from vitesse.train.report.course import figure, key, section
-from vitesse.train.report.findings import Ints, Judgement, calibration, judge
+from vitesse.train.report.findings import Ints, Judgement, Pair, calibration, judge
 from vitesse.train.report.markup import Markup, tag
 from vitesse.train.report.record import Predictions, RunRecord
 
@@ -65,7 +65,10 @@ def _matrix(found: Judgement, names: Sequence[str]) -> Markup:
         label=f"Confusion matrix of {len(kept)} classes; its largest mistakes stand in a table",
         cell=30.0 if len(kept) <= 12 else 17.0,
     )
-    say = "A row is what a picture is, a column what it was taken for; the stronger, the larger the share."
+    say = (
+        "A row is what a picture is, a column what it was taken for. Stronger colours are larger shares of "
+        "the row; mistakes have a scale of their own."
+    )
     return figure(
         f"Confusion matrix{what}",
         key(("right (diagonal)", "right"), ("wrong", "wrong"), solid=True),
@@ -150,33 +153,9 @@ def _thumbnail(shown: Predictions, picture: int) -> bytes:
 
 
 def _classes(found: Judgement, record: RunRecord) -> Markup:
-    recall_K, precision_K = found.recall_K, found.precision_K
     taken_for = {pair.label: pair for pair in reversed(found.mistakes)}
-    order = np.argsort(recall_K, kind="stable")[:MOST_ROWS]
-    rows = []
-    for label in order.tolist():
-        pair = taken_for.get(label)
-        rows.append(
-            tag(
-                "tr",
-                tag("td", record.class_names[label]),
-                tag(
-                    "td",
-                    f"{record.train_counts[label]:,}",
-                    class_="number",
-                    data_value=int(record.train_counts[label]),
-                ),
-                tag(
-                    "td",
-                    f"{record.val_counts[label]:,}",
-                    class_="number",
-                    data_value=int(record.val_counts[label]),
-                ),
-                _share(float(recall_K[label])),
-                _share(float(precision_K[label])),
-                tag("td", f"{record.class_names[pair.first]} ({pair.pictures:,})" if pair else ""),
-            )
-        )
+    order = np.argsort(found.recall_K, kind="stable")[:MOST_ROWS].tolist()
+    rows = [_class_row(found, record, label, taken_for.get(label)) for label in order]
     heads = ("class", "training", "held out", "found", "right when named", "most taken for")
     titles = ("", "pictures", "pictures", "recall", "precision", "")
     head = [
@@ -190,13 +169,31 @@ def _classes(found: Judgement, record: RunRecord) -> Markup:
         for number, (name, title) in enumerate(zip(heads, titles, strict=True))
     ]
     table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="sortable")
-    more = f"The worst {MOST_ROWS:,} of {len(record.class_names):,}. " if len(recall_K) > MOST_ROWS else ""
+    more = (
+        f"The worst {MOST_ROWS:,} of {len(record.class_names):,}. "
+        if len(record.class_names) > MOST_ROWS
+        else ""
+    )
     say = (
         f"{more}Found is the share of a class's held-out pictures that were recognised (recall); right when "
         "named, how often the model is right when it says this class (precision). A heading sorts."
     )
     card = tag("div", table, class_="card scroll tall", tabindex="0")
     return tag("section", tag("h2", "Class by class, worst first"), tag("p", say), card, id="classes")
+
+
+def _class_row(found: Judgement, record: RunRecord, label: int, pair: Pair | None) -> Markup:
+    return tag(
+        "tr",
+        tag("td", record.class_names[label]),
+        *(
+            tag("td", f"{counts_K[label]:,}", class_="number", data_value=int(counts_K[label]))
+            for counts_K in (record.train_counts, record.val_counts)
+        ),
+        _share(float(found.recall_K[label])),
+        _share(float(found.precision_K[label])),
+        tag("td", f"{record.class_names[pair.first]} ({pair.pictures:,})" if pair else ""),
+    )
 
 
 def _share(share: float) -> Markup:
