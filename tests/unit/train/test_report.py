@@ -22,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from vitesse.train.report import Predictions, RunRecord, write_report
-from vitesse.train.report.charts import MOST_POINTS, Line, Scale, line_chart, round_steps
+from vitesse.train.report.charts import Line, Scale, line_chart, round_steps
 from vitesse.train.report.findings import calibration, judge, smoothed, stage_seconds, thinned
 from vitesse.train.report.markup import escape, tag
 from vitesse.train.report.page import render
@@ -257,7 +257,7 @@ def test_thousands_of_steps_are_thinned_and_keep_their_extremes() -> None:
     steps[4321]["loss"] = 77.0
     page = render(record_of(steps=steps))
     strips = [[e for e in svg.iter("rect") if e.get("class") == "strip"] for svg in drawings(page)]
-    assert 0.9 * MOST_POINTS < max(map(len, strips)) <= MOST_POINTS
+    assert 360 < max(map(len, strips)) <= 400
     assert "step 43,220: 77" in page
 
 

@@ -125,20 +125,26 @@ def _range(values: Floats, pad: float) -> tuple[float, float]:
 
 
 def _axes(x: Scale, y: Scale, show: Show) -> Markup:
-    grid = [
-        join(
-            tag("line", x1=x.start, x2=x.end, y1=y(value), y2=y(value), class_="grid-line"),
-            tag("text", show(value), x=LEFT - 6, y=y(value) + 4, text_anchor="end"),
-        )
-        for value in y.ticks()
-    ]
     below = [
         tag("text", plain(value), x=x(value), y=HEIGHT - BOTTOM + 16, text_anchor="middle")
         for value in x.ticks()
     ]
     floor = tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis")
     name = tag("text", "epoch", x=(x.start + x.end) / 2, y=HEIGHT - 3, text_anchor="middle", class_="dim")
-    return join(*grid, floor, *below, name)
+    return join(_grid(y, y.ticks(), x.end, show), floor, *below, name)
+
+
+def _grid(y: Scale, values: Sequence[float], right: float, show: Show) -> Markup:
+    """A line across for each value, with the value to its left."""
+    return join(
+        *(
+            join(
+                tag("line", x1=LEFT, x2=right, y1=y(value), y2=y(value), class_="grid"),
+                tag("text", show(value), x=LEFT - 6, y=y(value) + 4, text_anchor="end"),
+            )
+            for value in values
+        )
+    )
 
 
 def _curve(line: Line, x: Scale, y: Scale) -> Markup:
@@ -243,38 +249,26 @@ def heat_map(shares_RC: Floats, counts_RC: Ints, names: Sequence[str], *, label:
 
 def columns(values: Sequence[float], titles: Sequence[str], *, label: str) -> Markup:
     """One column a value, from 0; the titles are shown where the pointer is."""
-    y = Scale(low=0.0, high=max(*values, 1.0), start=HEIGHT - BOTTOM + 20, end=TOP)
+    y = Scale(low=0.0, high=max(*values, 1.0), start=HEIGHT - 14.0, end=TOP)
     width = (WIDTH - LEFT - RIGHT) / len(values)
-    drawn = [
-        join(
-            tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick), class_="grid-line"),
-            tag("text", plain(tick), x=LEFT - 6, y=y(tick) + 4, text_anchor="end"),
-        )
-        for tick in y.ticks()
-    ]
+    drawn = [_grid(y, y.ticks(), WIDTH - RIGHT, plain)]
     for number, (value, title) in enumerate(zip(values, titles, strict=True)):
         bar = {"x": LEFT + number * width, "y": y(value), "width": width * (0.8 if width > 4 else 1.0)}
         drawn.append(tag("rect", tag("title", title), **bar, height=y.start - y(value), class_="part0"))
-    return _svg(label, WIDTH, HEIGHT - BOTTOM + 26, *drawn)
+    return _svg(label, WIDTH, HEIGHT - 8, *drawn)
 
 
 def reliability(found: Calibration, *, label: str) -> Markup:
     """Share that is right by confidence, against the diagonal; below it how many pictures each bin has."""
-    side, left, top = 150.0, LEFT, TOP
-    x = Scale(low=0.0, high=1.0, start=left, end=WIDTH - 22)
-    y = Scale(low=0.0, high=1.0, start=top + side, end=top)
-    grid = [
-        join(
-            tag("line", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick), class_="grid-line"),
-            tag("text", percent(tick), x=left - 6, y=y(tick) + 4, text_anchor="end"),
-            tag("text", percent(tick), x=x(tick), y=top + side + 64, text_anchor="middle"),
-        )
-        for tick in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-    diagonal = tag("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="line diagonal")
-    name = tag("text", "confidence", x=x(0.5), y=top + side + 80, text_anchor="middle", class_="dim")
+    x = Scale(low=0.0, high=1.0, start=LEFT, end=WIDTH - 22)
+    y = Scale(low=0.0, high=1.0, start=TOP + 150, end=TOP)
+    quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
+    below = [tag("text", percent(q), x=x(q), y=y.start + 64, text_anchor="middle") for q in quarters]
+    name = tag("text", "confidence", x=x(0.5), y=y.start + 80, text_anchor="middle", class_="dim")
     bins = [_bin(found, index, x, y) for index in np.flatnonzero(found.counts_G).tolist()]
-    return _svg(label, WIDTH, top + side + 84, *grid, *bins, diagonal, name)
+    diagonal = tag("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="line diagonal")
+    grid = _grid(y, quarters, x.end, percent)
+    return _svg(label, WIDTH, y.start + 84, grid, *below, *bins, diagonal, name)
 
 
 def _bin(found: Calibration, index: int, x: Scale, y: Scale) -> Markup:

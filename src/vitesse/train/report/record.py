@@ -36,7 +36,9 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A training run as far as it has come. Rows may lack keys; what is NaN or infinite is shown as such.
+    """A training run as far as it has come.
+
+    Rows may lack any key but `step` and `epoch`; a value that is NaN or infinite is shown as such.
 
     Attributes:
         model: `name`, `params`, `macs` (or None), `image_size`, `num_classes`.
