@@ -1,4 +1,4 @@
-"""From a finished run to a shipped model: the artefact of its best weights, proven and scored, and its card."""
+"""From a finished run to a shipped model: an artefact, proven and scored, and its card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def ship(result: TrainResult, folder: str | Path, precision: str = "fp32") -> Artefact:
     """Write `model.onnx` of a run's best weights to its folder, and `README.md`, the model's card.
 
-    Parity and accuracy are measured on the run's held-out pictures; int8 is calibrated on its training pictures.
+    Parity and accuracy are measured on the run's held-out pictures; int8 is calibrated on those it was
+    trained on.
 
     Args:
         result: of `vitesse.train`.

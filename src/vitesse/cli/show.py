@@ -96,8 +96,8 @@ def _can_print(text: str) -> bool:
     return True
 
 
-def show_training(result: Any, model: str, *, as_json: bool) -> int:
-    """Where the weights are and how good they are."""
+def show_training(result: Any, model: str, artefact: Artefact | None = None, *, as_json: bool) -> int:
+    """Where the weights are and how good they are, the report, and the artefact if one was made."""
     scores, checkpoint = result.scores, result.checkpoint
     if as_json:
         print_json(
@@ -106,10 +106,15 @@ def show_training(result: Any, model: str, *, as_json: bool) -> int:
                 "checkpoint": str(checkpoint),
                 **scores.to_dict(),
                 "unreadable": list(result.refused),
+                "report": str(result.report),
+                **({"artefact": str(artefact.path)} if artefact else {}),
             }
         )
     else:
         print(f"top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%} on {scores.images} pictures: {checkpoint}")
+        print(f"report: {result.report}")
+        if artefact is not None:
+            show_export(artefact, [], as_json=False)
     return SOME_REFUSED if result.refused or scores.refused else DONE
 
 

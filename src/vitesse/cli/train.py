@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,7 +41,7 @@ def run(
     ] = False,
     ray_workers: Annotated[
         int | None,
-        typer.Option("--ray-workers", min=1, metavar="N", help="Processes; default one a GPU, or one a node."),
+        typer.Option("--ray-workers", min=1, metavar="N", help="Processes; default one a GPU or node."),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -65,7 +65,8 @@ def run(
         from vitesse.train import train
 
     folder = out or Path("runs") / (Path(data.rstrip("/")).stem.partition(":")[0] or "run")
-    options = {"model": model, "out": folder, "recipe": recipe, "overrides": overrides or [], "strict": strict}
+    options: dict[str, Any] = {"model": model, "out": folder, "recipe": recipe, "strict": strict}
+    options["overrides"] = overrides or []
     if ray:
         from vitesse.train.ray import train_on_ray
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vitesse.data.contract import ALIASES, Source, is_url, leading_word, of_split
 from vitesse.data.files import (
@@ -45,7 +45,8 @@ def open_source(path: str | Path | Any, split: str | None = None) -> Source:
             folder with `labels.tsv` and `images/`; Parquet or `.tar` shards: a file, a folder or a pattern
             (`shards-{000000..000009}.tar`), named after their split where there are several; a URL of
             Parquet (`hf://datasets/OWNER/NAME`); a set of torchvision's (`cifar10:ROOT`, see
-            `torchvision_sets.SETS`); a `datasets.Dataset`, or the folder it was saved to.
+            `torchvision_sets.SETS`); a `datasets.Dataset`, or the folder it was saved to; an opened source,
+            which is given back.
         split: `train` or `test`; `val`, `valid` and `validation` count as `test`. Data without splits is
             the same whichever is asked for. None takes everything there is, or refuses where there are
             several splits, so that training data is never scored by accident.
@@ -54,6 +55,8 @@ def open_source(path: str | Path | Any, split: str | None = None) -> Source:
         DataError: the path does not exist, its layout is not one of these, or it lacks the split.
         MissingExtraError: Parquet is asked for and pyarrow is not installed.
     """
+    if hasattr(path, "fingerprint") and hasattr(path, "read"):
+        return cast(Source, path)
     if not isinstance(path, str | Path):
         return open_dataset(path)
     name, _, rest = str(path).partition(":")

@@ -55,13 +55,13 @@ def export(
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
         out: the `.onnx` file; an existing one is replaced only when the new one is proven.
-        data: labelled pictures, opened or as `open_source` reads them. Parity is proven on the first of them, and the
+        data: labelled pictures, as `open_source` reads them. Parity is proven on the first of them, and the
             accuracy of the written file is measured on all of them. Without it parity is proven on noise
             and the manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
         precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
-        calibrate: likewise labelled pictures of the model's classes, its training split where it has splits. Without
+        calibrate: labelled pictures of the model's classes, its training split where it has splits. Without
             `data` the accuracy of int8 is measured on pictures of it that were not calibrated on.
         dynamic_size: let the file take pictures of other sizes than the model's own.
         formats: of `targets.TARGETS`: files for other runtimes, written next to `out` for one picture at a
@@ -89,7 +89,7 @@ def export(
     )
     source = None
     if data is not None:
-        source = with_classes(opened(data, split), manifest.class_names)
+        source = with_classes(open_source(data, split), manifest.class_names)
     preprocess = manifest.preprocess
     images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
     folded = fold(module) if isinstance(module, Backbone) else module

@@ -87,7 +87,7 @@ def to_int8(
     Args:
         proto: the fp32 model as `onnx.ModelProto`.
         fp32: the same as an artefact.
-        calibrate: pictures, opened or as `open_source` reads them.
+        calibrate: pictures as `open_source` reads them.
         data: labelled pictures to compare on; without them held-out ones of `calibrate`.
         dataset: how the manifest calls what is compared on.
         force: give it even if it loses accuracy or time.
@@ -97,7 +97,7 @@ def to_int8(
         ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
     """
     name = Path(calibrate).name if isinstance(calibrate, (str, Path)) else calibrate.fingerprint
-    source = with_classes(opened(calibrate, "train"), fp32.manifest.class_names)
+    source = with_classes(open_source(calibrate, "train"), fp32.manifest.class_names)
     seen, unseen = _parted(source, hold_out=data is None)
     images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
     if data is None:

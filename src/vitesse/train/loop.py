@@ -18,10 +18,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from vitesse.data.check import check_data, check_trainable
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
 from vitesse.data.sources import Source
-from vitesse.errors import StoppedError, TrainingError
+from vitesse.errors import DataError, StoppedError, TrainingError
 from vitesse.metrics import Outcomes, Scores
 from vitesse.progress import say, track
 from vitesse.provenance import provenance
@@ -32,7 +33,8 @@ from vitesse.train.objective import Objective
 from vitesse.train.optimizer import adamw, moving_average
 from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.recipe_files import load_recipe
-from vitesse.train.record import RunLog, make_folder
+from vitesse.train.record import RunLog, make_folder, run_record
+from vitesse.train.report import write_report
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import (
     augmentation,
@@ -49,6 +51,7 @@ from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.train.validation import validate, with_fresh_statistics
 from vitesse.weights.files import save_tensors, save_weights
 
+REPORT_FILE = "report.html"
 ROWS_AN_EPOCH = 50
 FREE_TO_CHANGE = frozenset(
     {
@@ -67,6 +70,7 @@ class TrainResult:
         scores: of the last weights.
         checkpoint: the last weights.
         best: the weights that scored best.
+        report: the page to look at.
         refused: pictures that could not be read.
         data: what it was trained on, as the user calls it.
         train_source, val_source: the pictures themselves.
@@ -75,6 +79,7 @@ class TrainResult:
     scores: Scores
     checkpoint: Path
     best: Path
+    report: Path
     refused: tuple[str, ...]
     data: str
     train_source: Source
@@ -126,9 +131,9 @@ def train(
 
 
 def run_files(folder: Path) -> dict[str, Path]:
-    """Where a run keeps its weights, by the names of `TrainResult`."""
+    """Where a run keeps its weights and its report, by the names of `TrainResult`."""
     last, best = (folder / "checkpoints" / name / "model.safetensors" for name in ("last", "best"))
-    return {"checkpoint": last, "best": best}
+    return {"checkpoint": last, "best": best, "report": folder / REPORT_FILE}
 
 
 class Trainer:
@@ -155,7 +160,8 @@ class Trainer:
         self.preprocess = PreprocessSpec(
             image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct
         )
-        self.progress, self.found = Progress(), None
+        self.progress = Progress()
+        self.found: Outcomes | None = None
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, out, recipe)
         self.clock = StepClock(accelerator.device)
@@ -238,9 +244,10 @@ class Trainer:
         Raises:
             DataError: `strict`, and a picture cannot be decoded.
         """
-        if not self.accelerator.is_main_process and not strict:
+        if not strict and not self.accelerator.is_main_process:
             return
-        found = check_data(self.train_source, self.val_source, decode=strict, workers=max(1, self.recipe.workers))
+        workers = max(1, self.recipe.workers)
+        found = check_data(self.train_source, self.val_source, decode=strict, workers=workers)
         for line in found.lines():
             self.log.note(line)
         if strict and found.unreadable:
@@ -368,20 +375,9 @@ class Trainer:
         self.found = found or self.found
         if not self.accelerator.is_main_process:
             return
-        record = RunRecord(
-            title=self.out.name,
-            model=describe(self.plain, self.spec),
-            recipe=recipe_values(self.recipe),
-            provenance=provenance() | {"data": self.train_source.fingerprint},
-            status=status,
-            class_names=self.train_source.class_names,
-            train_counts=class_balance(self.train_source),
-            val_counts=class_balance(self.val_source),
-            notes=tuple(self.log.notes),
-            steps=self.log.of_kind("step"),
-            epochs=self.log.of_kind("epoch"),
-            predictions=predictions(self.found, self.val_source) if self.found else None,
-        )
+        num_params = sum(parameter.numel() for parameter in self.plain.parameters())
+        sources = (self.train_source, self.val_source)
+        record = run_record(self.log, self.spec, num_params, self.recipe, sources, status, self.found)
         with self.log.survived("the report"):
             write_report(record, self.out / REPORT_FILE)
 

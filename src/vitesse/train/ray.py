@@ -1,6 +1,6 @@
 """The same training loop as the workers of a Ray cluster.
 
-Every worker must reach the data and the run's folder under the same paths, as on one machine or on a shared disk.
+Every worker must reach the data and the run's folder under the same paths: one machine, or a shared disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_FAILURES = 3
 def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any) -> TrainResult:
     """Train with `workers` processes of the Ray cluster at `RAY_ADDRESS`, or of one on this machine.
 
-    A worker that is lost is replaced, up to `MAX_FAILURES` times, and the run goes on from its last checkpoint.
+    A worker that is lost is replaced, `MAX_FAILURES` times at most; the run goes on from its last checkpoint.
 
     Args:
         data, options: of `vitesse.train`.

@@ -1,0 +1,150 @@
+"""Figures as sentences: what a person wants to know, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitesse.train.report.findings import Calibration, Ints, curve
+from vitesse.train.report.record import RunRecord
+
+WAITING, UPDATING = 0.25, 0.25
+"""Shares of the time from which on waiting for pictures and updating the weights are worth a change."""
+
+CLEAR_DROP = 0.01
+
+
+def percent(share: float) -> str:
+    """In per cent with one decimal."""
+    return f"{100 * share:.1f}\u00a0%" if math.isfinite(share) else "unknown"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that matter."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def several(number: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    plural = f"{noun}es" if noun.endswith("ss") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def evaluated(record: RunRecord) -> list[Mapping[str, Any]]:
+    """The epochs with an accuracy."""
+    return [row for row in record.epochs if row.get("top1") is not None and math.isfinite(row["top1"])]
+
+
+def judged(record: RunRecord) -> int:
+    """Validation pictures that the latest accuracy is of."""
+    return len(record.predictions) if record.predictions else int(record.val_counts.sum())
+
+
+def verdict(record: RunRecord) -> str:
+    """The run in one sentence."""
+    rows = evaluated(record)
+    if not rows:
+        steps = int(record.steps[-1]["step"]) if record.steps else 0
+        return f"No held-out picture has been judged yet; {several(steps, 'step')} done."
+    last = rows[-1]
+    time = f", {duration(last['seconds'])}" if last.get("seconds") is not None else ""
+    said = f"{percent(last['top1'])} of {several(judged(record), 'held-out picture')} right"
+    return f"{said} after {several(int(last['epoch']), 'epoch')}{time}{_best(rows)}."
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> str:
+    best = max(rows, key=lambda row: row["top1"])
+    if len(rows) == 1:
+        return ""
+    if best is rows[-1]:
+        return "; the last epoch is the best"
+    return f"; best epoch {int(best['epoch'])} ({percent(best['top1'])})"
+
+
+def trend(record: RunRecord) -> str:
+    """Whether more epochs would help, from the accuracies."""
+    rows = evaluated(record)
+    if len(rows) < 3:
+        return ""
+    best, last = max(rows, key=lambda row: row["top1"]), rows[-1]
+    if last["top1"] < best["top1"] - CLEAR_DROP:
+        lost = 100 * (best["top1"] - last["top1"])
+        return (
+            f"{lost:.1f} points below epoch {int(best['epoch'])}, whose weights are in checkpoints/best: "
+            "fewer epochs= or stronger augmentation may serve better."
+        )
+    before = max(row["top1"] for row in rows[: -max(1, len(rows) // 5)])
+    if last["top1"] > before + standard_error(last["top1"], judged(record)):
+        return "Still rising at the end: more epochs= may give more."
+    return "Level at the end: more epochs alone will hardly give more."
+
+
+def standard_error(share: float, number: int) -> float:
+    """Of a share of so many pictures."""
+    return math.sqrt(share * (1 - share) / max(number, 1))
+
+
+def lost_steps(record: RunRecord) -> str:
+    """Losses that are not finite, and steps that were skipped; empty where there are none."""
+    _, losses_S = curve(record.steps, "loss")
+    broken = int((~np.isfinite(losses_S)).sum())
+    skipped = sum(int(row.get("skipped") or 0) for row in record.epochs)
+    said = [f"{several(broken, 'recorded loss')} not finite (crosses)"] if broken else []
+    said += [f"{several(skipped, 'step')} skipped"] if skipped else []
+    return f"{' and '.join(said)}: a lower lr= or precision=fp32 may help." if said else ""
+
+
+def advice_on_time(shares: Mapping[str, float], record: RunRecord) -> str:
+    """What to change so that a step takes less time."""
+    workers, cores = record.recipe.get("workers"), record.provenance.get("cores")
+    if shares["data"] >= WAITING:
+        said = percent(shares["data"]) + " of the time the model waits for pictures: "
+        if workers is not None and cores is not None and workers >= cores:
+            return said + f"all {cores} cores decode already, so store smaller pictures or augment less."
+        return said + "raise workers=" + (f" (now {workers})" if workers is not None else "") + "."
+    if shares["update"] >= UPDATING:
+        return f"{percent(shares['update'])} of the time goes into updating the weights: raise batch_size=."
+    computing = percent(shares["forward"] + shares["backward"])
+    return f"{computing} of the time the model computes; pictures come fast enough."
+
+
+def balance(record: RunRecord) -> str:
+    """How evenly the training pictures are spread over the classes."""
+    counts = record.train_counts
+    empty = np.flatnonzero(counts == 0).tolist()
+    if empty:
+        names = ", ".join(record.class_names[index] for index in empty[:5])
+        more = ", …" if len(empty) > 5 else ""
+        return f"{several(len(empty), 'class')} without any training picture: {names}{more}."
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[least] == counts[most]:
+        return f"Every class has {several(int(counts[least]), 'training picture')}."
+    return (
+        f"{record.class_names[most]} has {counts[most] / counts[least]:.1f} times the pictures of "
+        f"{record.class_names[least]} ({counts[most]:,} and {counts[least]:,})."
+    )
+
+
+def sureness(found: Calibration) -> str:
+    """Whether the model's confidence can be believed."""
+    error = f"Expected calibration error {percent(found.ece)}. "
+    gap = found.overconfidence
+    if abs(gap) < 0.02:
+        return error + "On average it is as sure as it may be."
+    more = "surer" if gap > 0 else "less sure"
+    return error + f"On average it is {more} than it is right, by {abs(100 * gap):.1f} points."
+
+
+def unsure_numbers(values: Ints | Any) -> str:
+    """Of confidences that are not finite; empty where all are."""
+    number = int((~np.isfinite(values)).sum())
+    return f"{several(number, 'picture')} without a finite confidence left out." if number else ""
