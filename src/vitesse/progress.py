@@ -21,18 +21,19 @@ Description = Union[str, Callable[[], str]]  # noqa: UP007
 
 def track(items: Iterable[T], description: Description, total: int | None = None) -> Iterator[T]:
     """Pass `items` on while showing how many of `total` are done; a description may change on the way."""
-    if not _speaks():
+    if not is_first_process():
         return iter(items)
     return _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total)
 
 
 def say(message: str) -> None:
     """One line for a person, on stderr, so that stdout stays machine-readable."""
-    if _speaks():
+    if is_first_process():
         print(message, file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
+def is_first_process() -> bool:
+    """Whether this process speaks for all that train together."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -60,6 +60,7 @@ def run(
     """
     from vitesse.cli.show import show_training
     from vitesse.errors import from_extra
+    from vitesse.progress import is_first_process
 
     with from_extra("train"):
         from vitesse.train import train
@@ -73,6 +74,8 @@ def run(
         result = train_on_ray(data, workers=ray_workers, **options)
     else:
         result = train(data, **options)
+    if not is_first_process():
+        return 0
     artefact = None
     if export is not None:
         with from_extra("export"):

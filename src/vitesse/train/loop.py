@@ -162,6 +162,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.found: Outcomes | None = None
+        self.saved = True
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, out, recipe)
         self.clock = StepClock(accelerator.device)
@@ -221,22 +222,36 @@ class Trainer:
             if found is None:
                 found = self._validate(self._model_to_keep())
             self._report("finished", found)
+            refused = self._refused_names()
         except StopRequestedError as error:
             self._save()
             self._report(f"stopped by {error} at step {self.progress.step}")
+            self._check_saved()
             raise StoppedError(
                 f"stopped by {error} at step {self.progress.step}; run the same command again to go on"
             ) from error
         finally:
             self.log.close()
+        self._check_saved()
         return TrainResult(
             scores=found.scores(len(self.val_source)),
-            refused=self._refused_names(),
+            refused=refused,
             data=self.data,
             train_source=self.train_source,
             val_source=self.val_source,
             **run_files(self.out),
         )
+
+    def _check_saved(self) -> None:
+        """
+        Raises:
+            TrainingError: the newest state could not be written.
+        """
+        if not self.saved:
+            raise TrainingError(
+                f"{self.out}: the last checkpoint could not be written; make room and run the same command "
+                "again: it goes on from the newest that could"
+            )
 
     def check_pictures(self, strict: bool) -> None:
         """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
@@ -406,16 +421,17 @@ class Trainer:
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
         """The state to go on from, then the model; of what cannot be written the old stays."""
+        self.saved = False
         with self.log.survived("a checkpoint"):
             self.checkpoints.save(self.progress)
-            if not self.accelerator.is_main_process:
-                return
-            model = model or self._model_to_keep()
-            self._save_model("last/model.safetensors", model)
-            if self.average is not None and not self.recipe.evaluate_ema:
-                self._save_model("last/ema.safetensors", self.average.module)
-            if best:
-                self._save_model("best/model.safetensors", model)
+            if self.accelerator.is_main_process:
+                model = model or self._model_to_keep()
+                self._save_model("last/model.safetensors", model)
+                if self.average is not None and not self.recipe.evaluate_ema:
+                    self._save_model("last/ema.safetensors", self.average.module)
+                if best:
+                    self._save_model("best/model.safetensors", model)
+            self.saved = True
 
     def _save_model(self, name: str, model: nn.Module) -> None:
         metadata = {
