@@ -71,7 +71,10 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def trend(record: RunRecord) -> str:
-    """Whether more epochs would help, from the accuracies."""
+    """Whether to change the number of epochs, where the accuracies tell.
+
+    A level end tells nothing: a learning rate that falls to 0 always makes one.
+    """
     rows = evaluated(record)
     if len(rows) < 3:
         return ""
@@ -85,7 +88,7 @@ def trend(record: RunRecord) -> str:
     before = max(row["top1"] for row in rows[: -max(1, len(rows) // 5)])
     if last["top1"] > before + standard_error(last["top1"], judged(record)):
         return "Still rising at the end: more epochs= may give more."
-    return "Level at the end: more epochs alone will hardly give more."
+    return ""
 
 
 def standard_error(share: float, number: int) -> float:
