@@ -142,7 +142,14 @@ def check_data(train: Source, val: Source, *, decode: bool = True, workers: int 
     Args:
         decode: decode every picture, not only read it.
         workers: threads.
+
+    Raises:
+        DataError: the two hold different classes.
     """
+    if differ := sorted(set(train.class_names) ^ set(val.class_names)):
+        raise DataError(
+            f"training and validation data hold different classes, such as {', '.join(differ[:NAMES_SHOWN])}"
+        )
     started = time.monotonic()
     compare = len(train) + len(val) <= MAX_COMPARED
     scanned = (

@@ -56,6 +56,8 @@ class ParquetSource:
         opened = _open_all([str(shard) for shard in shards])
         self._shards = [shard for shard, _ in opened]
         footers = [shard.footer for shard in self._shards]
+        if not sum(footer.num_rows for footer in footers):
+            raise DataError(f"{self._shards[0].place}: expected pictures, its table has no rows")
         schema = footers[0].schema.to_arrow_schema()
         self._image, _ = find_columns(self._shards[0].place, schema)
         self._column = f"{self._image}.bytes" if schema.field(self._image).type.num_fields else self._image
@@ -76,7 +78,8 @@ class ParquetSource:
         fits = sum(self._sizes) <= memory
         self.blocks: tuple[int, ...] = () if fits else tuple(lengths)
         for group in range(len(self._groups) if fits else 0):
-            self._pictures(group)
+            with contextlib.suppress(OSError):  # its pictures are refused one by one
+                self._pictures(group)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,6 +24,8 @@ class ArrowSource:
 
     def __init__(self, where: str, table: Any, names: Sequence[str] = ()) -> None:
         image, label = find_columns(where, table.schema)
+        if not len(table):
+            raise DataError(f"{where}: expected pictures, its table has no rows")
         self.where = where
         self.labels, self.class_names = read_labels(table.column(label), table.schema, self.name, names)
         self._images = encoded_pictures(table.column(image))

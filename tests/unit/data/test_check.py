@@ -135,6 +135,12 @@ def test_the_parts_answer_alone(photos: Path) -> None:
     assert bad.name.endswith("blue/005.png")
 
 
+def test_data_of_other_classes_is_not_compared(photos: Path) -> None:
+    (photos / "val" / "cyan").mkdir()
+    with pytest.raises(DataError, match="hold different classes, such as cyan"):
+        checked(photos)
+
+
 def test_arrays_are_decoded_as_arrays(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

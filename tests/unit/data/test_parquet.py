@@ -149,10 +149,18 @@ def test_a_fork_while_a_thread_reads_does_not_hang(shards: list[Path], monkeypat
 
 def test_a_damaged_row_group_is_an_unreadable_picture(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet")
-    source = ParquetSource([path], memory=1)
-    path.write_bytes(path.read_bytes()[:3] + bytes(2000))
-    with pytest.raises(OSError, match=r"a.parquet: cannot read row group 0"):
-        source.read(0)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(data)
+    for budget in (1, 10**9):
+        source = ParquetSource([path], memory=budget)
+        assert (source.read(7), source.read(16)) == (picture(0, 7), picture(0, 16))
+        for row in range(8, 16):
+            with pytest.raises(OSError, match=r"a.parquet: cannot read row group 1: \w") as caught:
+                source.read(row)
+            assert "\n" not in str(caught.value)
 
 
 def test_a_url_streams_its_splits(memory: Callable[..., None]) -> None:
@@ -310,6 +318,14 @@ def test_labels_that_are_none_are_refused(tmp_path: Path, labels: list[Any], mes
     pq.write_table(pa.table({"image": [b"one", b"two"], "label": labels}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=message):
         open_source(tmp_path)
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows=0)
+    save(tmp_path / "saved", table(rows=0))
+    for name in ("a.parquet", "saved"):
+        with pytest.raises(DataError, match="its table has no rows"):
+            open_source(tmp_path / name)
 
 
 def test_shards_without_a_split_s_name_are_one_data_set(tmp_path: Path) -> None:
