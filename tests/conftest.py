@@ -21,6 +21,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # workers share the cores; threads of theirs would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from vitesse.runtime.artefact import METADATA_KEY, Artefact, read_artefact
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 

@@ -19,7 +19,7 @@ VITESSE = [sys.executable, "-c", "from vitesse.cli import main; main()"]
 
 def vitesse(*arguments: str | Path) -> list[dict[str, Any]]:
     """Run the command as a person would, and read what it prints as JSON."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [*VITESSE, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

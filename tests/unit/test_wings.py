@@ -22,6 +22,7 @@ LEVELS = (
     {"train", "export"},
     {"predictors"},
     {"evaluate", "publish"},
+    {"ship"},
     {"bench", "analyze", "serve"},
     {"cli"},
 )

@@ -373,7 +373,7 @@ class Trainer:
                 "step": done.step,
                 "loss": loss,
                 "seconds": done.seconds,
-                "skipped": done.bad_steps,
+                "skipped": done.bad_steps - sum(row["skipped"] for row in self.log.of_kind("epoch")),
                 **(scores.to_dict() if scores else {}),
             },
         )

@@ -104,6 +104,7 @@ def initial_model(spec: ModelSpec, recipe: Recipe) -> nn.Module:
     if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
         raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
     if recipe.init in ("auto", "published"):
+        say(f"{spec.name}: fetching published weights to start from")
         try:
             say(f"{spec.name}: {start_from(model, fetch_pretrained(spec.name)).explain()}")
         except WeightsError as error:

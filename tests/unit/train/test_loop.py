@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError, WeightsError
@@ -37,6 +38,8 @@ TINY = {
     "cutmix": 1.0,
     "mix_prob": 0.3,
     "drop_path_rate": 0.1,
+    "init": "",
+    "trackers": [],
 }
 
 
@@ -129,9 +132,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         {key: value * 1e30 if value.is_floating_point() else value for key, value in tensors.items()},
         poisoned,
     )
-    with pytest.raises(TrainingError, match="loss is nan at step 0"):
-        run(colours, tmp_path / "bad", epochs=1, init=str(poisoned))
+    with pytest.raises(TrainingError, match=r"loss is nan.*at step 2, and 3 steps in a row were not finite"):
+        run(colours, tmp_path / "bad", epochs=1, init=str(poisoned), max_bad_steps=3)
     assert not (tmp_path / "bad" / "checkpoints").exists()
+    dumped = load_file(tmp_path / "bad" / "bad_batch_0.safetensors")
+    assert dumped["images_BCHW"].shape == (8, 3, 32, 32)
+    assert len(dumped["indices_B"]) == 8
 
 
 def test_unreadable_pictures_are_counted_and_the_run_finishes(colours: Path, tmp_path: Path) -> None:
@@ -142,9 +148,12 @@ def test_unreadable_pictures_are_counted_and_the_run_finishes(colours: Path, tmp
     assert len(result.refused) + result.scores.refused == 2
 
 
-def test_fewer_pictures_than_a_batch_are_refused(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least 512 training pictures"):
-        run(colours, tmp_path / "run", batch_size=512)
+def test_fewer_pictures_than_a_batch_are_one_batch(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(colours, tmp_path / "run", batch_size=512, epochs=1)
+    assert "54 training pictures: batch_size is lowered from 512 to 54" in capsys.readouterr().err
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batch_size"] == 54
 
 
 def test_splits_of_other_classes_are_refused(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:

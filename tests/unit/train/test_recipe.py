@@ -33,6 +33,9 @@ def test_overrides_win_and_keep_their_kind() -> None:
     [
         (["epoch=4"], "unknown key 'epoch'; did you mean epochs"),
         (["epochs"], "expected key=value, got 'epochs'"),
+        (["train_sizes=64"], "train_sizes: expected a list"),
+        (["trackers=[neptune]"], "trackers: expected some of mlflow, tensorboard, wandb"),
+        (["mesa=1", "ema=0"], "mesa: expected ema above 0 beside it"),
         (["epochs=1.5"], r"epochs: expected a number \(int\), got 1.5"),
         (["epochs=0"], "epochs: expected at least 1, got 0"),
         (["epochs=true"], "epochs: expected a number"),
@@ -40,7 +43,7 @@ def test_overrides_win_and_keep_their_kind() -> None:
         (["lr=0"], "lr: expected more than 0"),
         (["precision=fp8"], "precision: expected auto or fp32 or bf16 or fp16, got 'fp8'"),
         (["compile=1"], "compile: expected true or false, got 1"),
-        (["crop_scale=0.5"], "crop_scale: expected two numbers"),
+        (["crop_scale=0.5"], "crop_scale: expected a list of 2 numbers"),
         (["crop_scale=[0.9, 0.1]"], "crop_scale: expected 0 < low <= high <= 1"),
         (["ema=1"], "ema: expected a decay below 1"),
         (["seed="], "seed: expected a number"),
@@ -74,10 +77,10 @@ def test_a_recipe_file_is_read_and_a_bad_one_refused(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
-    recipe = Recipe(epochs=11, lr=1.0, min_lr=0.1, warmup_epochs=1)
-    assert recipe.lr_at(0.5) == pytest.approx(0.5)
-    assert recipe.lr_at(1) == pytest.approx(1.0)
-    assert recipe.lr_at(6) == pytest.approx(0.55)
-    assert recipe.lr_at(3.5) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
-    assert recipe.lr_at(11) == pytest.approx(0.1)
-    assert recipe.lr_at(0) > 0
+    recipe = Recipe(epochs=11, lr=1.0, min_lr=0.1, warmup_epochs=1, warmup_lr=0.0)
+    assert lr_at(recipe, 0.5) == pytest.approx(0.5)
+    assert lr_at(recipe, 1) == pytest.approx(1.0)
+    assert lr_at(recipe, 6) == pytest.approx(0.55)
+    assert lr_at(recipe, 3.5) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert lr_at(recipe, 11) == pytest.approx(0.1)
+    assert lr_at(recipe, 0) == 0
