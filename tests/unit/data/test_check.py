@@ -53,6 +53,7 @@ def test_every_fault_is_found_and_said_once(photos: Path) -> None:
     copy(photos, "train/green/002.png", "train/red/wrong.png")
     (photos / "train" / "green" / "000.png").write_bytes(b"no picture")
     (photos / "train" / "green" / "001.png").write_bytes(b"")
+    (photos / "train" / "green" / "004.png").write_bytes(b"")
     (photos / "train" / "green" / "003.png").unlink()
     (photos / "train" / "green" / "003.png").symlink_to("nowhere.png")
     (photos / "train" / "empty").mkdir()
@@ -65,7 +66,7 @@ def test_every_fault_is_found_and_said_once(photos: Path) -> None:
     (leaked,), (conflicting,) = found.leaked, found.conflicting
     assert [Path(name).name for name in leaked.train + leaked.val] == ["001.png", "leak.png"]
     assert conflicting.classes == ("green", "red")
-    assert [Path(bad.name).name for bad in found.unreadable] == ["000.png", "001.png", "003.png"]
+    assert [Path(bad.name).name for bad in found.unreadable] == ["000.png", "001.png", "003.png", "004.png"]
     lines = found.lines()
     assert len(lines) <= 8
     assert lines[0] == ("balance: 0 to 7 pictures a class, median 6.5; fewest: 'empty' (0)")
@@ -75,7 +76,7 @@ def test_every_fault_is_found_and_said_once(photos: Path) -> None:
         "3 pictures are a copy of another, the first is",
         "1 picture is in both training and validation data, the first is",
         "1 picture is there under several classes, the first is",
-        "3 pictures cannot be read, the first is",
+        "4 pictures cannot be read, the first is",
     ):
         assert sum(line.startswith(text) for line in lines) == 1, text
 
