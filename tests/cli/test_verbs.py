@@ -20,7 +20,7 @@ Capture = pytest.CaptureFixture[str]
 FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
     "--model --save --streams --threads --top-k",
-    "train": "--json --model --out --recipe",
+    "train": "--export --json --model --out --ray --ray-workers --recipe --strict",
     "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
     "--split --threads",
     "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
@@ -134,7 +134,7 @@ def test_evaluate_prints_fractions(
             "did you mean epochs",
         ),
         (["train", "{tmp}", "--model", "efficientvit_m0", "--out", "{tmp}/o"], 1, "expected class folders"),
-        (["train", "{tmp}", "--out", "{tmp}/o"], 2, "--model"),
+        (["train", "{tmp}", "--recipe", "finetun", "--out", "{tmp}/o"], 2, "did you mean finetune"),
         (["export", "efficientvit_m77", "--out", "{tmp}/m.onnx"], 2, "did you mean efficientvit_m"),
         (["export", "{tmp}/absent.safetensors", "--out", "{tmp}/m.onnx"], 1, "absent.safetensors"),
         (
