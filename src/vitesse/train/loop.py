@@ -464,7 +464,7 @@ class Trainer:
     def _headline(self) -> str:
         """What the progress bar says: where the run is, and how long it will take."""
         done, total = self.progress.step, self.recipe.epochs * self.keys.steps_per_epoch
-        left = f", {_clock(self.progress.seconds / done * (total - done))} left" if done else ""
+        left = f" (run: {_clock(self.progress.seconds / done * (total - done))} left)" if done else ""
         return f"epoch {self.progress.epochs + 1}/{self.recipe.epochs}{left}"
 
     def _refused_names(self) -> tuple[str, ...]:
