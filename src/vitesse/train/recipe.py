@@ -60,7 +60,7 @@ class Recipe:
             ema (1 - exp(-step / ema_ramp)); `none` is `ema` from the first step on.
         evaluate_ema: the average is what is evaluated and saved as the model; else it is saved beside it.
         bn_images: so many training pictures to estimate BatchNorm's statistics anew before an evaluation.
-        distilled: give the model a second head for the teacher, where its family has one.
+        distilled: give the model a second head, where its family has one; it learns from the teacher alone.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
         drop_path_skip: let it rise branch by branch instead, after so many without any, as EfficientViT (MIT)
             was trained; None rises block by block.
@@ -177,6 +177,8 @@ class Recipe:
         sizes = self.train_sizes
         expect(all(size >= 1 for size in sizes), "train_sizes", "sides of at least 1 pixel", sizes)
         expect(not self.mesa or self.ema > 0, "mesa", "ema above 0 beside it", self.mesa)
+        taught = self.teacher and not self.teacher_cache
+        expect(not self.distilled or taught, "distilled", "teacher= and teacher_cache=false beside it", True)
         expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
         known = {"tensorboard", "wandb", "mlflow"}
         expect(set(self.trackers) <= known, "trackers", f"some of {', '.join(sorted(known))}", self.trackers)
