@@ -104,9 +104,10 @@ class Augment:
 
 def _rand_augment(policy: str, filters: Sequence[Image.Resampling]) -> Callable[[Image.Image], Image.Image]:
     auto_augment = require("timm.data.auto_augment", "train")
+    drawn = tuple(filters) if len(filters) > 1 else filters[0]
     try:
         transform: Callable[[Image.Image], Image.Image] = auto_augment.rand_augment_transform(
-            policy, {"img_mean": FILL, "interpolation": tuple(filters)}
+            policy, {"img_mean": FILL, "interpolation": drawn}
         )
     except (AssertionError, ValueError, KeyError) as error:
         expected = "expected timm's form, such as rand-m9-mstd0.5-inc1"

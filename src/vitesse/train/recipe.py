@@ -177,7 +177,7 @@ class Recipe:
         sizes = self.train_sizes
         expect(all(size >= 1 for size in sizes), "train_sizes", "sides of at least 1 pixel", sizes)
         expect(not self.mesa or self.ema > 0, "mesa", "ema above 0 beside it", self.mesa)
-        taught = self.teacher and not self.teacher_cache
+        taught = bool(self.teacher) and not self.teacher_cache
         expect(not self.distilled or taught, "distilled", "teacher= and teacher_cache=false beside it", True)
         expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
         known = {"tensorboard", "wandb", "mlflow"}
