@@ -24,7 +24,8 @@ from vitesse.runtime.imaging import to_rgb
 if TYPE_CHECKING:
     from vitesse.spec import PreprocessSpec
 
-GREY = (128, 128, 128)
+FILL = (124, 116, 104)
+"""ImageNet's mean colour, with which RandAugment fills what it moves a picture away from."""
 CROP_RATIOS = (3 / 4, 4 / 3)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Interpolation = Literal["bicubic", "bilinear", "random"]
@@ -42,7 +43,7 @@ class Augment:
         hflip: probability of mirroring.
         color_jitter: range of brightness, contrast and saturation, 0 is off.
         rand_augment: timm's policy text, such as `rand-m9-mstd0.5-inc1`; empty is off.
-        interpolation: of the resize; `random` draws one of the two for every picture.
+        interpolation: of the resize and of RandAugment; `random` draws one of the two for every picture.
 
     Raises:
         ConfigError: the policy text is not one that timm reads.
@@ -64,7 +65,7 @@ class Augment:
         if color_jitter:
             self.steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
         if rand_augment:
-            self.steps.append(_rand_augment(rand_augment))
+            self.steps.append(_rand_augment(rand_augment, self.filters))
 
     def __call__(self, encoded: bytes) -> Tensor:
         """
@@ -101,11 +102,12 @@ class Augment:
         return decoded.image.resize(self.size[::-1], random.choice(self.filters), box=box)
 
 
-def _rand_augment(policy: str) -> Callable[[Image.Image], Image.Image]:
+def _rand_augment(policy: str, filters: Sequence[Image.Resampling]) -> Callable[[Image.Image], Image.Image]:
     auto_augment = require("timm.data.auto_augment", "train")
+    drawn = tuple(filters) if len(filters) > 1 else filters[0]
     try:
         transform: Callable[[Image.Image], Image.Image] = auto_augment.rand_augment_transform(
-            policy, {"img_mean": GREY}
+            policy, {"img_mean": FILL, "interpolation": drawn}
         )
     except (AssertionError, ValueError, KeyError) as error:
         expected = "expected timm's form, such as rand-m9-mstd0.5-inc1"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitesse.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, require
 from vitesse.models.layers import fit_position_table
-from vitesse.spec import ModelSpec
+from vitesse.spec import ModelSpec, PreprocessSpec
 from vitesse.weights.keymaps import TIMM_PREFIX
 
 
@@ -80,6 +80,19 @@ def timm_weights(name: str) -> tuple[str, int]:
             f"{name}: timm names no weights on the Hugging Face Hub; create it with pretrained=False"
         )
     return str(config.hf_hub_id), int(config.num_classes)
+
+
+def timm_preprocess(name: str) -> PreprocessSpec:
+    """Size and normalisation of the pictures for which a timm model's published weights were made.
+
+    Raises:
+        UnknownModelError: timm has no such model.
+        MissingExtraError: timm is not installed.
+    """
+    timm = require("timm", "train")
+    config = timm.get_pretrained_cfg(_known_name(timm, name))
+    _, height, width = config.input_size
+    return PreprocessSpec(image_size=(height, width), mean=tuple(config.mean), std=tuple(config.std))
 
 
 def _known_name(timm: Any, name: str) -> str:

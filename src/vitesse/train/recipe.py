@@ -25,7 +25,7 @@ NOT_NEGATIVE = (
         "mixup",
         "cutmix",
     ),
-    *("color_jitter", "workers", "retrieval_epochs", "mesa", "bn_images", "drop_path_skip"),
+    *("color_jitter", "workers", "retrieval_epochs", "mesa"),
     *("save_minutes", "log_every"),
 )
 
@@ -40,8 +40,8 @@ class Recipe:
         lr: for `lr_batch_size` images a step, and scaled linearly to `batch_size`; 0 takes `lr` as it is.
         warmup_lr: learning rate before the first step; it then rises linearly for `warmup_epochs`.
         schedule: `cosine` falls from the end of the warm-up on, a little at every step. `cosine_epochs` is
-            timm's, with which DeiT and EfficientViT (MSRA) were trained: counted from the first epoch and set
-            once an epoch.
+            timm's, as DeiT, EfficientViT (MSRA) and SHViT were trained with it: counted from the first epoch
+            and set after each by the number of that epoch, so that the first two have `warmup_lr`.
         weight_decay: of AdamW; none on norms, biases, attention biases, position tables and learned tokens.
         clip_grad: largest norm of the gradient, 0 is off; with `clip_mode` agc, largest share of each
             unit's own norm (adaptive gradient clipping, arXiv 2102.06171).
@@ -60,9 +60,11 @@ class Recipe:
             ema (1 - exp(-step / ema_ramp)); `none` is `ema` from the first step on.
         evaluate_ema: the average is what is evaluated and saved as the model; else it is saved beside it.
         bn_images: so many training pictures to estimate BatchNorm's statistics anew before an evaluation.
-        distilled: give the model a second head for the teacher, where its family has one.
-        drop_path_rate: stochastic depth of the last block, rising linearly from the first; none in the first
-            `drop_path_skip` branches, and scaled with the share of the run that is done if `drop_path_ramp`.
+        distilled: give the model a second head, where its family has one; it learns from the teacher alone.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+        drop_path_skip: let it rise branch by branch instead, after so many without any, as EfficientViT (MIT)
+            was trained; None rises block by block.
+        drop_path_ramp: scale it with the share of the run that is done.
         rand_augment: timm's RandAugment policy; empty is off.
         crop_scale: smallest and largest share of the picture that a random crop keeps.
         repeats: copies of a picture in a step, each augmented in another way; an epoch then has accordingly
@@ -76,8 +78,9 @@ class Recipe:
             of a batch, the one that lies in a slot (DataMUX, arXiv 2202.09318, section 3.3).
         retrieval: share of that in the loss afterwards.
         short_groups: of multiplexed models: share of steps whose last group is not full.
-        teacher: `timm:NAME`, a Vitesse checkpoint, or empty for none.
-        teacher_weights: safetensors for a `timm:` teacher; empty fetches timm's own.
+        teacher: `timm:NAME`, a Vitesse checkpoint, or empty for none. Pictures are resized and normalised for
+            it as it expects them.
+        teacher_weights: safetensors for a `timm:` teacher; empty fetches timm's own from the Hub.
         distill: `soft` (KL at `distill_temperature`) or `hard` (the teacher's first choice).
         distill_alpha: share of the teacher in the loss.
         teacher_cache: ask the teacher once a picture (mean of the plain and mirrored view) instead of at
@@ -124,7 +127,7 @@ class Recipe:
     bn_images: int = 0
     distilled: bool = False
     drop_path_rate: float = 0.0
-    drop_path_skip: int = 0
+    drop_path_skip: int | None = None
     drop_path_ramp: bool = False
     label_smoothing: float = 0.1
     rand_augment: str = ""
@@ -167,9 +170,15 @@ class Recipe:
         expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
         low, high = self.crop_scale
         expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        skip = self.drop_path_skip
+        expect(skip is None or skip >= 0, "drop_path_skip", "0 or more", skip)
+        pictures = self.bn_images
+        expect(pictures == 0 or pictures > 1, "bn_images", "0, or at least 2 pictures", pictures)
         sizes = self.train_sizes
         expect(all(size >= 1 for size in sizes), "train_sizes", "sides of at least 1 pixel", sizes)
         expect(not self.mesa or self.ema > 0, "mesa", "ema above 0 beside it", self.mesa)
+        taught = bool(self.teacher) and not self.teacher_cache
+        expect(not self.distilled or taught, "distilled", "teacher= and teacher_cache=false beside it", True)
         expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
         known = {"tensorboard", "wandb", "mlflow"}
         expect(set(self.trackers) <= known, "trackers", f"some of {', '.join(sorted(known))}", self.trackers)

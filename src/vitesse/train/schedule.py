@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
@@ -15,7 +16,7 @@ def lr_at(recipe: Recipe, epoch: float) -> float:
     """Learning rate after so many epochs, a fraction within one."""
     peak, warmup = recipe.peak_lr, recipe.warmup_epochs
     by_epoch = recipe.schedule == "cosine_epochs"
-    epoch = math.floor(epoch) if by_epoch else epoch
+    epoch = max(math.floor(epoch) - 1, 0) if by_epoch else epoch
     if epoch < warmup:
         return recipe.warmup_lr + (peak - recipe.warmup_lr) * epoch / warmup
     first = 0 if by_epoch else warmup
@@ -43,17 +44,25 @@ def size_at(recipe: Recipe, epoch: int, step: int) -> int:
 
 
 class DropPathSchedule:
-    """Stochastic depth of a model's residuals as the recipe wants it at a share of the run that is done."""
+    """Stochastic depth of a model's residual branches as the recipe wants it, see `Recipe.drop_path_skip`."""
 
     def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         self.ramp = recipe.drop_path_ramp
-        dropped = [module for module in model.modules() if isinstance(module, Residual) and module.drop_path]
-        for module in dropped[: recipe.drop_path_skip]:
-            module.drop_path = 0.0
-        self.rates = [(module, module.drop_path) for module in dropped[recipe.drop_path_skip :]]
+        stages: nn.Module = getattr(model, "stages", model)  # a stem never drops
+        branches = [module for module in stages.modules() if isinstance(module, Residual)]
+        if recipe.drop_path_skip is not None:
+            _rise_by_branch(branches, recipe.drop_path_skip, recipe.drop_path_rate)
+        self.rates = [(module, module.drop_path) for module in branches]
 
     def set(self, done: float) -> None:
         """Let a share of the run, 0 to 1, be done."""
         if self.ramp:
             for module, rate in self.rates:
                 module.drop_path = rate * done
+
+
+def _rise_by_branch(branches: Sequence[Residual], skip: int, last: float) -> None:
+    """Rates that rise evenly from 0 at branch `skip`, counted from 1, to `last` at the last one."""
+    rising = max(len(branches) - skip, 1)
+    for position, branch in enumerate(branches, start=1):
+        branch.drop_path = last * max(position - skip, 0) / rising

@@ -6,6 +6,7 @@ Shape suffixes: N pictures of the source, K classes.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from vitesse.data.sources import Source, hold_out, open_source, take
 from vitesse.data.transforms import Augment
 from vitesse.errors import ConfigError, DataError, WeightsError
 from vitesse.models import build
+from vitesse.models.foreign import is_timm, timm_weights
 from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
 from vitesse.spec import ModelSpec
 from vitesse.train.losses import smooth_targets, teacher_shares
 from vitesse.train.recipe import Recipe
 from vitesse.train.record import check_trackers
-from vitesse.weights.hub import fetch_pretrained
+from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
 HELD_OUT_SHARE = 0.1
@@ -106,16 +108,37 @@ def initial_model(spec: ModelSpec, recipe: Recipe) -> nn.Module:
     if recipe.init in ("auto", "published"):
         say(f"{spec.name}: fetching published weights to start from")
         try:
-            say(f"{spec.name}: {start_from(model, fetch_pretrained(spec.name)).explain()}")
+            say(f"{spec.name}: {start_from(model, _published(spec.name)).explain()}")
         except WeightsError as error:
             if recipe.init == "published":
                 raise
             say(f"{error}; training from scratch, which needs far more pictures and epochs")
     elif recipe.init:
         say(f"{recipe.init}: {start_from(model, recipe.init).explain()}")
+    _check_sizes(model, recipe.train_sizes)
     if recipe.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+
+
+def _published(name: str) -> Path:
+    return fetch(timm_weights(name)[0]) if is_timm(name) else fetch_pretrained(name)
+
+
+@torch.no_grad()
+def _check_sizes(model: nn.Module, sides: Iterable[int]) -> None:
+    """
+    Raises:
+        ConfigError: the model cannot take pictures of one of these sides, in pixels.
+    """
+    model.eval()
+    for side in sides:
+        try:
+            model(torch.zeros(1, 3, side, side))
+        except (ConfigError, AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"recipe train_sizes: cannot train at {side} pixels: {reason}") from error
+    model.train()
 
 
 def augmentation(recipe: Recipe) -> Augment:

@@ -17,58 +17,88 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitesse.catalogue import CHECKPOINT_SUFFIX
 from vitesse.errors import ConfigError, ImageError
 from vitesse.files import atomic_path
 from vitesse.models import build
 from vitesse.models.checkpoint import load_checkpoint
-from vitesse.progress import track
+from vitesse.models.foreign import is_timm, timm_preprocess, timm_weights
+from vitesse.progress import say, track
 from vitesse.runtime.imaging import load_tensor
-from vitesse.spec import ModelSpec
+from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, PreprocessSpec, from_mapping
+from vitesse.weights.hub import fetch
 from vitesse.weights.load import load_weights
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
-    from vitesse.spec import PreprocessSpec
     from vitesse.train.recipe import Recipe
 
 
 class Teacher(nn.Module):
-    """A frozen classifier: normalised images (B, C, H, W) of any size to logits (B, K)."""
+    """A frozen classifier: images (B, 3, H, W) of any size, with ImageNet's mean and deviation, to (B, K).
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int]) -> None:
+    Args:
+        preprocess: the size and the normalisation that the model expects.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, preprocess: PreprocessSpec) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.image_size = image_size
+        self.image_size = preprocess.image_size
+        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+        shift = (torch.tensor(IMAGENET_MEAN) - mean) / std
+        self.register_buffer("scale", (torch.tensor(IMAGENET_STD) / std).view(-1, 1, 1))
+        self.register_buffer("shift", shift.view(-1, 1, 1))
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.shape[2:] != self.image_size:
             x_BCHW = F.interpolate(x_BCHW, self.image_size, mode="bicubic", align_corners=False)
-        logits_BK: Tensor = self.model(x_BCHW)
+        logits_BK: Tensor = self.model(x_BCHW * self.scale + self.shift)
         return logits_BK
 
 
 def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
-    """The teacher that a recipe names: a Vitesse checkpoint, or `timm:NAME` with `teacher_weights`.
+    """The teacher that a recipe names: a Vitesse checkpoint, or `timm:NAME` with its own or given weights.
 
     Raises:
-        ConfigError: it has other classes than the student, or no weights.
+        ConfigError: it has other classes than the student, or takes no colour pictures.
+        UnknownModelError: timm has no such model.
+        WeightsError: its weights cannot be read or fetched.
     """
-    if not recipe.teacher:
+    name = recipe.teacher
+    if not name:
         return None
-    if recipe.teacher.endswith(".safetensors"):
-        model, _ = load_checkpoint(Path(recipe.teacher))
-        if model.spec.num_classes != num_classes:
-            raise ConfigError(
-                f"teacher {recipe.teacher}: has {model.spec.num_classes} classes, expected {num_classes}"
-            )
-        return Teacher(model, model.spec.image_size)
-    if not recipe.teacher_weights:
-        raise ConfigError(f"teacher {recipe.teacher}: expected teacher_weights=FILE.safetensors beside it")
-    spec = ModelSpec(name=recipe.teacher, num_classes=num_classes)
-    model = build(spec)
-    load_weights(model, Path(recipe.teacher_weights))
-    return Teacher(model, spec.image_size)
+    if name.endswith(CHECKPOINT_SUFFIX):
+        model, metadata = load_checkpoint(Path(name))
+        _check_teacher(name, model.spec.num_classes, num_classes, model.spec.in_chans)
+        written = metadata.get("preprocess")
+        size = model.spec.image_size
+        return Teacher(
+            model, from_mapping(PreprocessSpec, written) if written else PreprocessSpec(image_size=size)
+        )
+    if not is_timm(name):
+        raise ConfigError(f"recipe teacher: expected timm:NAME or a .safetensors checkpoint, got {name!r}")
+    preprocess = timm_preprocess(name)
+    model = build(ModelSpec(name=name, num_classes=num_classes, image_size=preprocess.image_size))
+    if recipe.teacher_weights:
+        load_weights(model, Path(recipe.teacher_weights))
+    else:
+        hub_id, published = timm_weights(name)
+        _check_teacher(name, published, num_classes)
+        say(f"teacher {name}: fetching {hub_id}")
+        load_weights(model, fetch(hub_id))
+    return Teacher(model, preprocess)
+
+
+def _check_teacher(name: str, classes: int, expected: int, in_chans: int = 3) -> None:
+    if classes != expected:
+        raise ConfigError(f"teacher {name}: has {classes} classes, expected {expected}")
+    if in_chans != 3:
+        raise ConfigError(f"teacher {name}: takes {in_chans} channels, expected 3")
 
 
 def cached_logits(

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
-from itertools import islice
+import math
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.data.sources import Source, Subset, take
 from vitesse.errors import DataError, ImageError
@@ -71,22 +69,29 @@ def validate(
     return Outcomes.joined([part for part in parts if part is not None])
 
 
+@torch.no_grad()
 def with_fresh_statistics(
     weights: nn.Module, source: Source, preprocess: PreprocessSpec, recipe: Recipe, device: torch.device
 ) -> nn.Module:
-    """A copy of a model whose BatchNorm statistics are those of `recipe.bn_images` training pictures."""
-    model = copy.deepcopy(weights)
+    """A copy of a model whose BatchNorm statistics are those of `recipe.bn_images` training pictures.
+
+    They are means over batches of about `BN_BATCH` pictures, prepared as for an evaluation; everything but
+    BatchNorm behaves as in one.
+    """
+    model = copy.deepcopy(weights).eval()
+    norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
+    for norm, _ in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # which makes torch take the mean of all batches
+        norm.train()
     drawn = take(source, recipe.bn_images, recipe.seed)
-
-    def readable() -> Iterator[NDArray[np.float32]]:
-        for index in range(len(drawn)):
+    for part in np.array_split(np.arange(len(drawn)), math.ceil(len(drawn) / BN_BATCH)):
+        pictures = []
+        for index in part.tolist():
             with contextlib.suppress(ImageError, OSError):
-                yield load_tensor(drawn.read(index), preprocess)
-
-    def batches() -> Iterator[Tensor]:
-        tensors = readable()
-        while len(part := list(islice(tensors, BN_BATCH))) > 1:
-            yield torch.from_numpy(np.stack(part))
-
-    update_bn(batches(), model.train(), device=device)
+                pictures.append(load_tensor(drawn.read(index), preprocess))
+        if len(pictures) > 1:
+            model(torch.from_numpy(np.stack(pictures)).to(device))
+    for norm, momentum in norms:
+        norm.momentum = momentum
     return model.eval()
