@@ -28,7 +28,9 @@ from vitesse.errors import TrainingError
 from vitesse.weights.files import save_tensors
 
 STATE_FILE = "state.safetensors"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+ON_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
+ON_ALL = StateDictOptions(full_state_dict=True)
+"""Whole tensors: on the CPU of the first process, where the others get nothing, or on the devices of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,15 @@ class Checkpoints:
         return progress
 
 
+def read_progress(path: Path) -> Progress:
+    """How far the run is whose state file lies there.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    return _read(path)[0]
+
+
 def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
@@ -138,7 +149,7 @@ def gather_training(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
 
     All processes call it together; only the first gets them all.
     """
-    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
+    weights, moments = get_state_dict(model, optimizer, options=ON_FIRST)
     tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
     state: Any = moments.get("state", {})
     for name, values in state.items():
@@ -153,13 +164,13 @@ def restore_training(tensors: Mapping[str, Tensor], model: nn.Module, optimizer:
         name, _, kind = key.rpartition(":")
         state.setdefault(name, {})[kind] = value
     weights: dict[str, Any] = _under("model.", tensors)
-    _, fresh = get_state_dict(model, optimizer, options=WHOLE)
+    _, fresh = get_state_dict(model, optimizer, options=ON_ALL)
     set_state_dict(
         model,
         optimizer,
         model_state_dict=weights,
         optim_state_dict={"state": state, "param_groups": fresh["param_groups"]},
-        options=WHOLE,
+        options=ON_ALL,
     )
     _lay_out_like_weights(optimizer)
 

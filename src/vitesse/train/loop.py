@@ -46,7 +46,7 @@ from vitesse.train.setup import (
     taught_targets,
 )
 from vitesse.train.step import StepResult, TrainingStep
-from vitesse.train.stopping import StopRequestedError, StopSignals
+from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.train.validation import validate, with_fresh_statistics
 from vitesse.weights.files import save_tensors, save_weights
@@ -211,7 +211,7 @@ class Trainer:
 
         Raises:
             StoppedError: a signal came, and the run is saved.
-            TrainingError: too many steps in a row were not finite, or a worker process was killed.
+            TrainingError: too many steps in a row were not finite, or another process was lost.
         """
         self._resume()
         found = None
@@ -226,9 +226,17 @@ class Trainer:
         except StopRequestedError as error:
             self._save()
             self._report(f"stopped by {error} at step {self.progress.step}")
+            self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended
             self._check_saved()
             raise StoppedError(
                 f"stopped by {error} at step {self.progress.step}; run the same command again to go on"
+            ) from error
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise LostProcessError(
+                f"another process was lost at step {self.progress.step}; run the same command again to go on "
+                "from the last checkpoint"
             ) from error
         finally:
             self.log.close()
@@ -305,10 +313,11 @@ class Trainer:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            self._save()
+            if self.accelerator.num_processes == 1:  # saving takes all of them
+                self._save()
             raise TrainingError(
-                f"a process that reads pictures was killed at step {step}, as happens without memory; the "
-                "run is saved: run the same command again, with a lower workers="
+                f"a process that reads pictures was killed at step {step}, as happens without memory; run "
+                "the same command again, with a lower workers=, to go on from the last checkpoint"
             ) from error
         self.refused.update(result.refused)
         row = self.progress.bad_in_a_row + 1 if result.bad else 0

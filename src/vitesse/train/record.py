@@ -166,7 +166,7 @@ def make_folder(folder: Path) -> None:
     probe = folder / ".writable"
     try:
         write_atomically(probe, b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TrainingError(f"{folder}: cannot be written ({reason}); give another --out") from error

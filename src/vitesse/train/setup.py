@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore, init_process_group
 
 from vitesse.data.sampler import Share
 from vitesse.data.sources import Source, hold_out, open_source, take
@@ -57,6 +58,7 @@ def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """Devices, processes and precision; several processes without an accelerator talk through gloo."""
+    _meet_after_restart()
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -71,6 +73,24 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise ConfigError("recipe sync_bn: needs GPUs; set sync_bn=false")
     return accelerator
+
+
+def _meet_after_restart() -> None:
+    """Let the processes that torchrun started again on one machine find each other.
+
+    Its store still says where those before them could be reached, so they use another part of it. On many
+    machines the counts of restarts differ; there torchrun has to be told to make a new store.
+    """
+    environment = os.environ
+    restarts = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shares_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts == "0" or not shares_store or environment["LOCAL_WORLD_SIZE"] != environment["WORLD_SIZE"]:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    init_process_group(store=PrefixStore(f"restart {restarts}", store), rank=rank, world_size=world_size)
 
 
 def _precision(recipe: Recipe) -> str:

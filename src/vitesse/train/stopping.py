@@ -1,13 +1,16 @@
-"""SIGTERM and SIGINT as a wish to stop, granted where a run can be saved."""
+"""SIGTERM and SIGINT as a wish to stop, granted where a run can be saved; and processes that were lost."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
+
+from vitesse.errors import TrainingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,12 +19,27 @@ if TYPE_CHECKING:
     from vitesse.runtime.engines import Engine
 
 
+SAME_WISH_SECONDS = 3.0
+"""So long after a signal others are its echo: a launcher passes on what the whole group got."""
+
+
 class StopRequestedError(Exception):
     """Raised out of long work between steps, such as an evaluation, after a signal."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the run ended, so that this one cannot go on."""
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether torch says that another process cannot be reached."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo/" in str(error) or "by peer" in str(error)
+
+
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is remembered; a second one ends the process as ever.
+    """While entered, SIGTERM and SIGINT are remembered; one that comes later again ends the process as ever.
 
     Outside the main thread, where signals cannot be caught, nothing is.
 
@@ -31,6 +49,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -45,8 +64,11 @@ class StopSignals:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > SAME_WISH_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
