@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.contract import Source
+from vitesse.data.contract import Source, check_labels
 from vitesse.errors import DataError, ImageError
 from vitesse.progress import track
 from vitesse.runtime.bands import NPY_MAGIC, read_bands
@@ -170,8 +170,9 @@ def check_trainable(source: Source) -> None:
     """Refuse data that nothing can be learnt from.
 
     Raises:
-        DataError: fewer than two classes have pictures.
+        DataError: fewer than two classes have pictures, or a label is no class index.
     """
+    check_labels(source)
     present = np.flatnonzero(class_balance(source)).tolist()
     if len(present) < 2:
         found = f"all {len(source)} are {source.class_names[present[0]]!r}" if present else "there are none"

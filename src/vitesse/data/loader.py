@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
 
 def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Iterable[Batch]:
     """Batches decoded by `workers` processes (0: in this one)."""
-    return DataLoader(
+    return _Batches(
         pictures,
         batch_sampler=keys,
         num_workers=workers,
@@ -76,6 +78,18 @@ def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: i
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Batches(DataLoader[tuple[Tensor | None, int]]):
+    """A loader that tells of a killed worker where a batch is waited for, and not in the midst of a step."""
+
+    def __iter__(self) -> Any:
+        if not self.num_workers or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()  # it installs a handler that raises whatever the process is doing
+        signal.signal(signal.SIGCHLD, before)
+        return batches
 
 
 def _ignore_signals(_: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,12 @@ class Checkpoints:
         self.folder, self.accelerator, self.run = folder, accelerator, dict(run)
         self.model, self.optimizer, self.average = model, optimizer.optimizer, average
 
-    def save(self, progress: Progress) -> None:
-        """Write the state, whole or not at all, with a digest of its tensors; all processes call it together.
+    def save(self, progress: Progress, made: Mapping[str, Any], first: Callable[[], None]) -> None:
+        """Write the state, whole or not at all, with a digest of it; all processes call it together.
+
+        Args:
+            made: provenance, for people to read.
+            first: writes what the state must never be ahead of; called in the main process.
 
         Raises:
             OSError: the file cannot be written; the old one stays.
@@ -93,11 +97,10 @@ class Checkpoints:
         if self.accelerator.scaler is not None:
             scaler = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler.{key}": torch.tensor(value) for key, value in scaler.items()}
-        header = {
-            "progress": json.dumps(vars(progress)),
-            "run": json.dumps(self.run, sort_keys=True),
-            "sha256": _digest(tensors),
-        }
+        header = {"progress": json.dumps(vars(progress)), "run": json.dumps(self.run, sort_keys=True)}
+        header["sha256"] = digest(tensors, header["progress"], header["run"])
+        header["provenance"] = json.dumps(made)
+        first()
         save_tensors(self.folder / "last" / STATE_FILE, tensors, header)
 
     def resume(self) -> Progress | None:
@@ -134,9 +137,9 @@ def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        progress, run = Progress(**json.loads(header["progress"])), json.loads(header["run"])
-        if header["sha256"] != _digest(tensors):
+        if header["sha256"] != digest(tensors, header["progress"], header["run"]):
             raise ValueError("its digest does not fit")
+        progress, run = Progress(**json.loads(header["progress"])), json.loads(header["run"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(
             f"{path}: cannot resume, the file is damaged ({error}); remove it to start anew"
@@ -188,12 +191,13 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """A sha256 of named tensors and texts."""
+    found = hashlib.sha256("\0".join(texts).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

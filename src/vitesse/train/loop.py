@@ -33,7 +33,7 @@ from vitesse.train.objective import Objective
 from vitesse.train.optimizer import adamw, moving_average
 from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.recipe_files import load_recipe
-from vitesse.train.record import RunLog, make_folder, run_record
+from vitesse.train.record import REFUSED_FILE, RunLog, make_folder, run_record
 from vitesse.train.report import write_report
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import (
@@ -45,7 +45,7 @@ from vitesse.train.setup import (
     splits,
     taught_targets,
 )
-from vitesse.train.step import StepResult, TrainingStep
+from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.train.validation import validate, with_fresh_statistics
@@ -71,7 +71,7 @@ class TrainResult:
         checkpoint: the last weights.
         best: the weights that scored best.
         report: the page to look at.
-        refused: pictures that could not be read.
+        refused: training pictures that could not be read, as in `refused.txt`.
         data: what it was trained on, as the user calls it.
         train_source, val_source: the pictures themselves.
     """
@@ -222,8 +222,11 @@ class Trainer:
             if found is None:
                 found = self._validate(self._model_to_keep())
             self._report("finished", found)
-            refused = self._refused_names()
+        except TrainingError as error:
+            self._report(f"failed: {error}")
+            raise
         except StopRequestedError as error:
+            self._refuse()
             self._save()
             self._report(f"stopped by {error} at step {self.progress.step}")
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended
@@ -243,7 +246,7 @@ class Trainer:
         self._check_saved()
         return TrainResult(
             scores=found.scores(len(self.val_source)),
-            refused=refused,
+            refused=self.log.refused,
             data=self.data,
             train_source=self.train_source,
             val_source=self.val_source,
@@ -310,9 +313,7 @@ class Trainer:
             result = self.step(
                 batches, step, step / per_epoch, stop=self.signals.received is not None, save=due
             )
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
+        except LostWorkerError as error:
             if self.accelerator.num_processes == 1:  # saving takes all of them
                 self._save()
             raise TrainingError(
@@ -334,18 +335,27 @@ class Trainer:
         return result
 
     def _survive(self, result: StepResult, row: int) -> None:
-        """Go on after a step that was not finite, unless there were too many in a row."""
-        step, names = self.progress.step - 1, [self.train_source.name(i) for i in self.step.last_indices()]
-        what = f"loss is {result.loss:g}, norm of the gradient {result.grad_norm:g}"
+        """Go on after a step that was skipped, unless there were too many in a row."""
+        step, what = self.progress.step - 1, result.explain()
+        names = [self.train_source.name(index) for index in self.step.last_indices()]
+        first = [*names, *map(self.train_source.name, result.refused)][0]
         if row < self.recipe.max_bad_steps:
-            self.log.note(f"step {step} was skipped: {what}; its first picture is {names[0]}")
+            text = f"step {step} was skipped: {what}; its first picture is {first}"
+            self.log.note(text, self.progress.step)
             return
-        path = self.out / f"bad_batch_{self.accelerator.process_index}.safetensors"
+        if not result.seen:
+            raise TrainingError(
+                f"{what} at step {step}, and {row} steps in a row were skipped; its first picture is "
+                f"{first}: see that the data is there, and run the same command again"
+            )
+        path, where = self.out / f"bad_batch_{self.accelerator.process_index}.safetensors", ""
         with self.log.survived("the batch"):
-            save_tensors(path, self.step.last_pictures(), {"names": "\n".join(names)})
+            if names:
+                save_tensors(path, self.step.last_pictures(), {"names": "\n".join(names)})
+                where = f"; the pictures of this one are {path}"
         raise TrainingError(
-            f"{what} at step {step}, and {row} steps in a row were not finite; the pictures of this one are "
-            f"{path}, the last checkpoint is good: lower lr or set precision=fp32"
+            f"{what} at step {step}, and {row} steps in a row were not finite{where}; what was saved before "
+            "is good: go on from it with init= in another --out, with a lower lr or precision=fp32"
         )
 
     def _targets(self) -> tuple[Tensor, Teacher | None]:
@@ -389,7 +399,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
             say(f"epoch {epoch}/{self.recipe.epochs}, {_clock(done.seconds)}: loss {loss:.3f}{accuracy}")
+        self._refuse()
         self._save(weights, best=best_top1 > done.best_top1)
+        if not self.saved:
+            self.progress = replace(self.progress, best_top1=done.best_top1)
         if epoch < self.recipe.epochs:
             self._report(f"running, epoch {epoch + 1} of {self.recipe.epochs}", found)
         return found
@@ -406,9 +419,13 @@ class Trainer:
             write_report(record, self.out / REPORT_FILE)
 
     def _validate(self, weights: nn.Module) -> Outcomes:
-        return validate(
-            self.accelerator, weights, self.val_source, self.preprocess, self.recipe, self.signals
-        )
+        try:
+            return validate(
+                self.accelerator, weights, self.val_source, self.preprocess, self.recipe, self.signals
+            )
+        except DataError:
+            self._save()
+            raise
 
     def _model_to_keep(self) -> nn.Module:
         """What is evaluated and saved as the model: the weights or their average."""
@@ -422,39 +439,43 @@ class Trainer:
 
     def _resume(self) -> None:
         progress = self.checkpoints.resume()
+        self.progress = progress or self.progress
+        self.log.begin(self.progress.step, self.progress.epochs)
         if progress is not None:
-            self.progress = progress
             total = self.recipe.epochs * self.keys.steps_per_epoch
-            self.log.note(f"resumed at step {progress.step} of {total}")
-        self.log.resume(self.progress.step)
+            self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
-        """The state to go on from, then the model; of what cannot be written the old stays."""
+        """The model, then the state to go on from; of what cannot be written the old stays."""
         self.saved = False
         with self.log.survived("a checkpoint"):
-            self.checkpoints.save(self.progress)
-            if self.accelerator.is_main_process:
-                model = model or self._model_to_keep()
-                self._save_model("last/model.safetensors", model)
-                if self.average is not None and not self.recipe.evaluate_ema:
-                    self._save_model("last/ema.safetensors", self.average.module)
-                if best:
-                    self._save_model("best/model.safetensors", model)
+            self.checkpoints.save(self.progress, self._provenance(), lambda: self._save_models(model, best))
             self.saved = True
+
+    def _save_models(self, model: nn.Module | None, best: bool) -> None:
+        model = model or self._model_to_keep()
+        self._save_model("last/model.safetensors", model)
+        if self.average is not None and not self.recipe.evaluate_ema:
+            self._save_model("last/ema.safetensors", self.average.module)
+        if best:
+            self._save_model("best/model.safetensors", model)
 
     def _save_model(self, name: str, model: nn.Module) -> None:
         metadata = {
             "class_names": list(self.train_source.class_names),
             "preprocess": to_mapping(self.preprocess),
-            "provenance": provenance()
-            | {
-                "recipe": recipe_values(self.recipe),
-                "data": self.train_source.fingerprint,
-                "processes": self.accelerator.num_processes,
-                **asdict(self.progress),
-            },
+            "provenance": self._provenance(),
         }
         save_weights(self.checkpoints.folder / name, model, metadata)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            **provenance(),
+            "recipe": recipe_values(self.recipe),
+            "data": self.train_source.fingerprint,
+            "processes": self.accelerator.num_processes,
+            **asdict(self.progress),
+        }
 
     def _log_steps(self, result: StepResult, steps: int, seconds: float) -> None:
         self.log.add(
@@ -476,11 +497,16 @@ class Trainer:
         left = f" (run: {_clock(self.progress.seconds / done * (total - done))} left)" if done else ""
         return f"epoch {self.progress.epochs + 1}/{self.recipe.epochs}{left}"
 
-    def _refused_names(self) -> tuple[str, ...]:
-        """Pictures that no process could read."""
+    def _refuse(self) -> None:
+        """List the pictures that a process could not read."""
         mine = sorted(self.refused)
         everywhere = mine if self.accelerator.num_processes == 1 else gather_object(mine)
-        return tuple(self.train_source.name(index) for index in sorted(set(everywhere)))
+        self.log.refuse(map(self.train_source.name, everywhere))
+        if count := len(self.log.refused):
+            self.log.note(
+                f"training pictures that cannot be read: {count}, see {REFUSED_FILE}; the first is "
+                f"{self.log.refused[0]}"
+            )
 
     def _identity(self) -> dict[str, Any]:
         """What must agree to continue a checkpoint."""

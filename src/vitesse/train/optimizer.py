@@ -58,7 +58,8 @@ class KeptBuffers:
     """A copy of a model's buffers, to undo what a batch that was not finite did to BatchNorm's statistics."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        kept = model.state_dict().keys()
+        self.buffers = [buffer for name, buffer in model.named_buffers() if name in kept]
         self.copies = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()

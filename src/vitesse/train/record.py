@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +25,101 @@ from vitesse.train.report import Predictions, RunRecord
 
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
+REFUSED_FILE = "refused.txt"
 
 
 class RunLog:
     """The records of a run in its folder; a folder that cannot be written is told of and survived.
 
     A row of `metrics.jsonl` is a JSON object: `kind` is `step` (`step`, `epoch`, `loss`, `lr`, `grad_norm`,
-    `img_per_s`, seconds a step in each phase) or `epoch` (`epoch`, `step`, mean `loss`, `seconds`, `skipped`
-    and, where it was evaluated, accuracies as fractions). What is not finite is null.
+    `img_per_s`, seconds a step in each phase), `epoch` (`epoch`, `step`, mean `loss`, `seconds`, `skipped`
+    and, where it was evaluated, accuracies as fractions) or `note` (`step`, `text`). What is not finite is
+    null.
 
     Attributes:
         rows: of this run so far.
         notes: what a person should know afterwards.
+        refused: names of pictures that could not be read, as in `refused.txt`.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, recipe: Recipe) -> None:
-        self.accelerator, self.folder = accelerator, folder
+        self.accelerator, self.folder, self.recipe = accelerator, folder, recipe
         self.writes = accelerator.is_main_process
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        if self.writes:
-            yaml = require("yaml", "train")
-            text = yaml.safe_dump(recipe_values(recipe), sort_keys=False)
-            with self.survived("the recipe"):
-                write_atomically(folder / RECIPE_FILE, text.encode())
+        self.refused: tuple[str, ...] = ()
         config = {
             key: value if _is_plain(value) else str(value) for key, value in recipe_values(recipe).items()
         }
-        accelerator.init_trackers("vitesse", config=config)
+        with self.survived("a tracker"):
+            accelerator.init_trackers("vitesse", config=config)
 
-    def resume(self, step: int) -> None:
-        """Read the rows up to a step, and forget those after it, which will come again."""
-        path = self.folder / METRICS_FILE
-        if not self.writes or not path.exists():
+    def begin(self, step: int, epochs: int) -> None:
+        """Go on after a step, with so many epochs closed; rows after that are forgotten, and come again."""
+        if not self.writes:
             return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
-                row = json.loads(line)
-                if row["step"] <= step:
-                    self.rows.append(row)
+        yaml = require("yaml", "train")
+        with self.survived("the recipe"):
+            text = yaml.safe_dump(recipe_values(self.recipe), sort_keys=False)
+            write_atomically(self.folder / RECIPE_FILE, text.encode())
         with self.survived("the metrics"):
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            self.rows = [
+                row for row in self._lines(METRICS_FILE, json.loads) if _is_before(row, step, epochs)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_atomically(self.folder / METRICS_FILE, text.encode())
+        self.notes = list(dict.fromkeys([*(row["text"] for row in self.of_kind("note")), *self.notes]))
+        if step:
+            self.refused = tuple(self._lines(REFUSED_FILE, str))
+
+    def _lines(self, name: str, parse: Callable[[str], Any]) -> list[Any]:
+        """What can be parsed of a file's lines, of which a killed run may have cut the last."""
+        path, found = self.folder / name, []
+        for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                found.append(parse(line))
+        return found
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append a row, and tell the trackers its numbers at its `step`."""
         if not self.writes:
             return
         row = {"kind": kind, **{key: _finite(value) for key, value in values.items()}}
-        self.rows.append(row)
-        with self.survived("the metrics"), (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append(row)
         numbers = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, (int, float))}
         with self.survived("a tracker"):
             self.accelerator.log(numbers, step=row["step"])
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.survived("the metrics"), (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The rows of a kind, in their order."""
         return [row for row in self.rows if row["kind"] == kind]
 
-    def note(self, text: str) -> None:
-        """Tell a person now, and again in the report; nothing is told twice."""
-        if self.writes and text not in self.notes:
-            self.notes.append(text)
-            say(text)
+    def note(self, text: str, step: int | None = None) -> None:
+        """Tell a person now, and again in the report; nothing is told twice.
+
+        What belongs to a step is still told in the report of a resumed run.
+        """
+        if not self.writes or text in self.notes:
+            return
+        self.notes.append(text)
+        say(text)
+        if step is not None:
+            self._append({"kind": "note", "step": step, "text": text})
+
+    def refuse(self, names: Iterable[str]) -> None:
+        """Add to the pictures that could not be read, and list them all in `refused.txt`."""
+        known = tuple(sorted({*self.refused, *names}))
+        if known == self.refused:
+            return
+        self.refused = known
+        if self.writes:
+            with self.survived("the list of refused pictures"):
+                write_atomically(self.folder / REFUSED_FILE, "".join(f"{name}\n" for name in known).encode())
 
     @contextlib.contextmanager
     def survived(self, what: str) -> Iterator[None]:
@@ -101,7 +133,8 @@ class RunLog:
 
     def close(self) -> None:
         """Let the trackers finish."""
-        self.accelerator.end_training()
+        with self.survived("a tracker"):
+            self.accelerator.end_training()
 
 
 def run_record(
@@ -170,6 +203,14 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TrainingError(f"{folder}: cannot be written ({reason}); give another --out") from error
+
+
+def _is_before(row: Any, step: int, epochs: int) -> bool:
+    """Whether a row of `metrics.jsonl` belongs to what is done."""
+    try:
+        return bool(row["step"] <= step and (row["kind"] != "epoch" or row["epoch"] <= epochs))
+    except (TypeError, KeyError):
+        return False
 
 
 def _is_plain(value: Any) -> bool:

@@ -38,7 +38,7 @@ def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
     """Training and held-out pictures: two splits of the data, or a seeded tenth of each class held out.
 
     Raises:
-        DataError: the data cannot be read, or its splits hold different classes.
+        DataError: the data cannot be read, its splits hold different classes, or none is held out.
     """
     try:
         train_source, val_source = open_source(data, "train"), open_source(data, "test")
@@ -51,9 +51,14 @@ def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
         raise DataError(
             f"{data}: the train and test splits hold different classes, such as {', '.join(differ[:3])}"
         )
-    return take(train_source, recipe.limit_train, recipe.seed), take(
-        val_source, recipe.limit_val, recipe.seed
-    )
+    train_source = take(train_source, recipe.limit_train, recipe.seed)
+    val_source = take(val_source, recipe.limit_val, recipe.seed)
+    if not len(val_source):
+        raise DataError(
+            f"{data}: no picture is left to evaluate with; expected a test split, or "
+            f"{round(0.5 / HELD_OUT_SHARE) + 1} pictures of a class"
+        )
+    return train_source, val_source
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:

@@ -34,7 +34,8 @@ class StepResult:
     Attributes:
         loss: mean over all images.
         grad_norm: before clipping.
-        bad: loss or gradient was not finite, and the weights are as they were.
+        seen: a picture could be read, by any process.
+        bad: loss or gradient was not finite or nothing was seen, and the weights are as they were.
         stop, save: some process wants to.
         refused: indices of this process' pictures that could not be read.
     """
@@ -42,10 +43,21 @@ class StepResult:
     loss: float
     grad_norm: float
     lr: float
+    seen: bool
     bad: bool
     stop: bool
     save: bool
     refused: tuple[int, ...]
+
+    def explain(self) -> str:
+        """Why it is bad."""
+        if not self.seen:
+            return "none of its pictures can be read"
+        return f"loss is {self.loss:g}, norm of the gradient {self.grad_norm:g}"
+
+
+class LostWorkerError(Exception):
+    """A process that reads pictures was killed; the model is as before the step."""
 
 
 class TrainingStep:
@@ -94,35 +106,47 @@ class TrainingStep:
         loss = torch.zeros((), device=self.accelerator.device)
         for part in range(recipe.accumulate):
             self.clock.start()
-            self.batches.append(next(batches))
+            self.batches.append(self._read(batches))
             self.clock.done("data")
             last = part + 1 == recipe.accumulate
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss += self._forward_backward(self.batches[-1], step, part, epoch)
         norm = clip(self.accelerator, self.model, recipe)
-        mean_loss, mean_norm, *wants = self._agree(loss, norm, float(stop), float(save))
-        bad = self._update(math.isfinite(mean_loss), math.isfinite(mean_norm), step)
+        seen = any(len(batch.indices_B) for batch in self.batches)
+        mean_loss, mean_norm, *any_of = self._agree(loss, norm, float(seen), float(stop), float(save))
+        seen, stop, save = (share > 0 for share in any_of)
+        bad = self._update(seen and math.isfinite(mean_loss), math.isfinite(mean_norm), step)
         self.clock.done("update")
         refused = tuple(index for batch in self.batches for index in batch.refused)
-        return StepResult(mean_loss, mean_norm, lr, bad, wants[0] > 0, wants[1] > 0, refused)
+        return StepResult(mean_loss, mean_norm, lr, seen, bad, stop, save, refused)
 
     def last_indices(self) -> list[int]:
         """Which pictures of the source this process trained on in the last step."""
         return [index for batch in self.batches for index in batch.indices_B.tolist()]
 
     def last_pictures(self) -> dict[str, Tensor]:
-        """Those pictures as they were augmented, uint8 (B, C, H, W), and their indices (B,)."""
+        """Those pictures, one at least, as augmented, uint8 (B, C, H, W), and their indices (B,)."""
         read = [batch for batch in self.batches if len(batch.indices_B)]
         return {
             "images_BCHW": torch.cat([batch.images_BCHW for batch in read]),
             "indices_B": torch.cat([batch.indices_B for batch in read]),
         }
 
+    def _read(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self.buffers.restore()
+            raise LostWorkerError(str(error)) from error
+
     def _forward_backward(self, batch: Batch, step: int, part: int, epoch: float) -> Tensor:
         recipe, device = self.recipe, self.accelerator.device
         state = np.random.SeedSequence((recipe.seed, step, part, self.accelerator.process_index))
         self._seed(int(state.generate_state(1)[0]))
         images_BCHW, indices_B, weight = _at_least_two(batch, recipe)
+        before = None if weight else KeptBuffers(self.plain)
         side = size_at(recipe, int(epoch), step)
         x_BCHW = self.transform(images_BCHW.to(device, non_blocking=True), (side, side))
         targets_BK = self.targets_NK[indices_B].to(device, non_blocking=True)
@@ -135,6 +159,8 @@ class TrainingStep:
         loss = self.objective(x_BCHW, targets_BK, epoch) * (weight / recipe.accumulate)
         self.clock.done("forward")
         self.accelerator.backward(loss)
+        if before is not None:
+            before.restore()
         self.clock.done("backward")
         return loss.detach()
 
@@ -156,14 +182,17 @@ class TrainingStep:
         agreed: list[float] = values.tolist()
         return agreed
 
-    def _update(self, loss_is_finite: bool, norm_is_finite: bool, step: int) -> bool:
+    def _update(self, loss_is_good: bool, norm_is_finite: bool, step: int) -> bool:
         """Step, unless that would spoil the weights; whether it was left out."""
-        scaled = self.accelerator.scaler is not None  # which leaves out steps itself, and learns from them
-        if scaled or (loss_is_finite and norm_is_finite):
+        scaler = self.accelerator.scaler
+        bad = not (loss_is_good and norm_is_finite)
+        if loss_is_good and scaler is not None:  # it leaves out steps itself, and learns from them
             self.optimizer.step()
-        bad = not loss_is_finite or (
-            self.accelerator.optimizer_step_was_skipped if scaled else not norm_is_finite
-        )
+            bad = self.accelerator.optimizer_step_was_skipped
+        elif scaler is not None:
+            scaler.update()
+        elif not bad:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if bad:
             self.buffers.restore()

@@ -5,6 +5,7 @@ Shape suffixes: B images, N pictures of a source, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,26 +13,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.catalogue import CHECKPOINT_SUFFIX
 from vitesse.errors import ConfigError, ImageError
-from vitesse.files import atomic_path
 from vitesse.models import build
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.foreign import is_timm, timm_preprocess, timm_weights
 from vitesse.progress import say, track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, PreprocessSpec, from_mapping
+from vitesse.train.checkpoint import digest
+from vitesse.weights.files import save_tensors
 from vitesse.weights.hub import fetch
 from vitesse.weights.load import load_weights
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
     from vitesse.train.recipe import Recipe
+
+ASKED_TOGETHER = 64
 
 
 class Teacher(nn.Module):
@@ -111,14 +114,15 @@ def cached_logits(
 ) -> Tensor:
     """A teacher's logits (N, K) for every picture of a source, mean of the plain and the mirrored view.
 
-    They are kept in `path` and read from there when the run is resumed. An unreadable picture gets zeros.
-    `check` is called before every batch, and may raise.
+    They are kept in `path` and read from there when the run is resumed, unless they are of another teacher
+    or of other pictures. An unreadable picture gets zeros. `check` is called before every batch, and may
+    raise.
     """
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("source") == source.fingerprint:
-                cached_NK: Tensor = file.get_tensor("logits_NK")
-                return cached_NK
+    asked = {"asked": digest(teacher.state_dict(), source.fingerprint, repr(preprocess))}
+    with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        if file.metadata() == {"format": "pt", **asked}:
+            cached_NK: Tensor = file.get_tensor("logits_NK")
+            return cached_NK
 
     def load(index: int) -> Tensor:
         try:
@@ -128,13 +132,15 @@ def cached_logits(
 
     device = next(teacher.parameters()).device
     rows: list[Tensor] = []
-    chunks = np.array_split(np.arange(len(source)), max(1, len(source) // 64))
+    chunks = np.array_split(np.arange(len(source)), max(1, len(source) // ASKED_TOGETHER))
     with ThreadPoolExecutor(workers or 1) as pool, torch.autocast(device.type, torch.bfloat16):
         for chunk in track(chunks, "teacher", len(chunks)):
             check()
             x_BCHW = torch.stack(list(pool.map(load, chunk.tolist()))).to(device)
             rows.append((teacher(x_BCHW) + teacher(x_BCHW.flip(3))).float().cpu() / 2)
     logits_NK = torch.cat(rows)
-    with atomic_path(path) as temporary:
-        save_file({"logits_NK": logits_NK}, temporary, {"source": source.fingerprint})
+    try:
+        save_tensors(path, {"logits_NK": logits_NK}, asked)
+    except OSError as error:
+        say(f"{error}; the teacher is asked again when the run is resumed")
     return logits_NK
