@@ -61,9 +61,15 @@ def commit() -> str | None:
     """The source checkout's commit, read from `.git`; None for an installed package."""
     git = Path(__file__).parents[2] / ".git"
     try:
+        if git.is_file():
+            git = git.parent / git.read_text(encoding="utf-8").removeprefix("gitdir: ").strip()
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref: "):
             return head
+        if (
+            common := git / "commondir"
+        ).exists():  # of several worktrees: HEAD is its own, branches are shared
+            git = git / common.read_text(encoding="utf-8").strip()
         reference = git / head.removeprefix("ref: ")
         if reference.exists():
             return reference.read_text(encoding="utf-8").strip()

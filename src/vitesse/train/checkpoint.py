@@ -28,6 +28,7 @@ from vitesse.errors import TrainingError
 from vitesse.weights.files import save_tensors
 
 STATE_FILE = "state.safetensors"
+HEADER = ("progress", "run", "provenance")
 ON_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 ON_ALL = StateDictOptions(full_state_dict=True)
 """Whole tensors: on the CPU of the first process, where the others get nothing, or on the devices of all."""
@@ -97,9 +98,9 @@ class Checkpoints:
         if self.accelerator.scaler is not None:
             scaler = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler.{key}": torch.tensor(value) for key, value in scaler.items()}
-        header = {"progress": json.dumps(vars(progress)), "run": json.dumps(self.run, sort_keys=True)}
-        header["sha256"] = digest(tensors, header["progress"], header["run"])
-        header["provenance"] = json.dumps(made)
+        values = {"progress": vars(progress), "run": self.run, "provenance": made}
+        header = {key: json.dumps(values[key]) for key in HEADER}
+        header["sha256"] = digest(tensors, *header.values())
         first()
         save_tensors(self.folder / "last" / STATE_FILE, tensors, header)
 
@@ -137,7 +138,7 @@ def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if header["sha256"] != digest(tensors, header["progress"], header["run"]):
+        if header["sha256"] != digest(tensors, *(header[key] for key in HEADER)):
             raise ValueError("its digest does not fit")
         progress, run = Progress(**json.loads(header["progress"])), json.loads(header["run"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

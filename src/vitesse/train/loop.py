@@ -53,6 +53,7 @@ from vitesse.weights.files import save_tensors, save_weights
 
 REPORT_FILE = "report.html"
 ROWS_AN_EPOCH = 50
+TOLD_OF_PROGRESS = ("step", "epochs", "best_top1", "seconds", "bad_steps")
 FREE_TO_CHANGE = frozenset(
     {
         *("epochs", "eval_every", "save_minutes", "log_every", "trackers", "limit_val", "max_bad_steps"),
@@ -474,7 +475,7 @@ class Trainer:
             "recipe": recipe_values(self.recipe),
             "data": self.train_source.fingerprint,
             "processes": self.accelerator.num_processes,
-            **asdict(self.progress),
+            **{key: value for key, value in asdict(self.progress).items() if key in TOLD_OF_PROGRESS},
         }
 
     def _log_steps(self, result: StepResult, steps: int, seconds: float) -> None:

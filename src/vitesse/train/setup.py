@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore, init_process_group
@@ -65,9 +66,12 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """Devices, processes and precision; several processes without an accelerator talk through gloo."""
     _meet_after_restart()
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    precision = _precision(recipe)
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # of an earlier run in this process
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=_precision(recipe),
+        mixed_precision=precision,
         log_with=check_trackers(recipe) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retrieval_epochs > 0)],

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from vitesse import load
 from vitesse.data.loader import AugmentedPictures
 from vitesse.data.sampler import epoch_order
-from vitesse.data.sources import FileSource
+from vitesse.data.sources import FileSource, Source
 from vitesse.data.transforms import DeviceTransform
-from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError, VitesseError
+from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError
+from vitesse.runtime.artefact import read_artefact
+from vitesse.ship import ship
 from vitesse.train import TrainResult, loop
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe_files import load_recipe
@@ -45,7 +49,7 @@ Hook = Callable[[Trainer, int], None]
 
 @pytest.fixture
 def around(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A function that lets others be called with the trainer and the number of each step, before and after."""
+    """A function that has others called with the trainer and the number of each step, before and after."""
     step = Trainer._train_step
 
     def install(before: Hook = lambda *_: None, after: Hook = lambda *_: None) -> None:
@@ -136,7 +140,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-# --- steps that are not finite ---------------------------------------------------------------------------------
+# --- steps that are not finite ---
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -276,7 +280,7 @@ def test_a_part_without_pictures_leaves_no_trace_in_the_statistics(
     assert len(result.refused) == 4
 
 
-# --- disks -----------------------------------------------------------------------------------------------------
+# --- disks ---
 
 
 def fail_save_file(*_: Any, **__: Any) -> None:
@@ -403,7 +407,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-# --- stops and resumes -----------------------------------------------------------------------------------------
+# --- stops and resumes ---
 
 EVERYTHING = {
     "accumulate": 2,
@@ -487,11 +491,13 @@ def test_a_stop_while_the_teacher_is_asked_loses_nothing(
     run(data, tmp_path / "undisturbed", epochs=1, **taught)
     ask = Teacher.forward
 
-    def stopped(self: Teacher, x_BCHW: torch.Tensor) -> torch.Tensor:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return ask(self, x_BCHW)
-
     with pytest.MonkeyPatch.context() as patch:
+
+        def stopped(self: Teacher, x_BCHW: torch.Tensor) -> torch.Tensor:
+            patch.setattr(Teacher, "forward", ask)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return ask(self, x_BCHW)
+
         patch.setattr(Teacher, "forward", stopped)
         patch.setattr("vitesse.train.teacher.ASKED_TOGETHER", 16)
         with pytest.raises(StoppedError, match="SIGTERM before the first step; nothing was lost"):
@@ -570,7 +576,7 @@ def test_a_reader_lost_between_the_parts_of_a_step_leaves_the_statistics_of_the_
     assert same(weights(tmp_path / "run", "state"), weights(tmp_path / "whole", "state"))
 
 
-# --- pictures and labels ---------------------------------------------------------------------------------------
+# --- pictures and labels ---
 
 
 def spoil(folder: Path, *names: str) -> list[Path]:
@@ -585,7 +591,7 @@ def test_unreadable_pictures_are_listed_also_after_a_resume(
 ) -> None:
     good = (colours / "blue/003.png").read_bytes()
     spoilt = spoil(colours, "blue/003.png", "red/010.png", "green/011.png")
-    around(sigterm_at(6))
+    around(sigterm_at(9))
     with pytest.raises(StoppedError):
         run(colours, tmp_path / "run", batch_size=6)
     for file in spoilt:
@@ -622,7 +628,7 @@ def few(folder: Path, keep: dict[str, int]) -> Path:
     [
         ({"blue": 0, "green": 0}, "training needs pictures of at least two classes, all .* are 'red'"),
         ({"blue": 1, "green": 1, "red": 1}, "no picture is left to evaluate with; expected a test split"),
-        ({"blue": 0, "green": 0, "red": 0}, "no picture"),
+        ({"blue": 0, "green": 0, "red": 0}, "expected class folders with pictures .* found none"),
     ],
 )
 def test_data_that_nothing_can_be_learnt_from_is_refused(
@@ -665,7 +671,7 @@ def test_pictures_that_cannot_be_evaluated_lose_no_training(
     assert (tmp_path / "run" / "checkpoints" / "last" / "state.safetensors").exists()
 
 
-# --- folders of other runs, damaged files ----------------------------------------------------------------------
+# --- folders of other runs, damaged files ---
 
 
 @pytest.mark.parametrize(
@@ -751,7 +757,7 @@ def test_an_epoch_recorded_but_not_saved_is_recorded_once(
     assert [row["epoch"] for row in rows(out, "epoch")] == [1, 2]
 
 
-# --- what a run leaves to read ---------------------------------------------------------------------------------
+# --- what a run leaves to read ---
 
 
 def test_the_recipe_of_a_run_makes_the_same_run(
@@ -774,6 +780,44 @@ def test_every_checkpoint_says_where_it_came_from(data: Path, whole: Path, tiny:
         made = json.loads(header["provenance"] if "state" in name else header["vitesse"])
         made = made.get("provenance", made)
         assert made["recipe"].items() >= {**tiny, "seed": 0}.items()
-        assert made["versions"]["torch"] == torch.__version__
+        assert made["versions"]["torch"] == metadata.version("torch")
         assert made["commit"] == commit.stdout.strip()
         assert made["data"] == loop.splits(data, load_recipe("finetune"))[0].fingerprint
+
+
+def right(artefact: Path, source: Source) -> float:
+    """Share of a source's pictures that an artefact names rightly, each asked by itself."""
+    names = [source.name(index) for index in range(len(source))]
+    found = [result.predictions[0].label for result in load(artefact).predict(names)]
+    return float(np.mean([label == Path(name).parent.name for label, name in zip(found, names, strict=True)]))
+
+
+def test_a_finished_run_is_shipped_with_its_own_accuracy(data: Path, tmp_path: Path, run: Run) -> None:
+    result = run(data, tmp_path / "run", epochs=1)
+    manifest = ship(result, tmp_path / "run").manifest
+    path = tmp_path / "run" / "model.onnx"
+    assert manifest == read_artefact(path).manifest
+    assert manifest.accuracy is not None
+    assert manifest.accuracy["images"] == len(result.val_source) == 6
+    assert manifest.accuracy["top1"] == right(path, result.val_source)
+    assert manifest.trained_on == "colours"
+    assert manifest.provenance["recipe"]["lr"] == 2e-3
+    assert manifest.provenance["recipe"]["seed"] == 0
+    assert manifest.provenance["data"] == result.train_source.fingerprint
+    assert manifest.provenance["commit"]
+    assert manifest.provenance["versions"]["timm"]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"value: {manifest.accuracy['top1']}" in card
+    assert "colours" in card
+
+
+@pytest.mark.slow
+def test_a_run_is_shipped_as_int8(data: Path, tmp_path: Path, run: Run) -> None:
+    plain = {"mixup": 0.0, "cutmix": 0.0, "drop_path_rate": 0.0, "rand_augment": "", "ema": 0.0}
+    result = run(data, tmp_path / "run", model="efficientvit_m0", epochs=8, image_size=64, **plain)
+    manifest = ship(result, tmp_path / "run", "int8").manifest
+    assert manifest.precision == "int8"
+    assert manifest.calibration is not None
+    assert manifest.accuracy is not None
+    assert manifest.accuracy["top1"] == right(tmp_path / "run" / "model.onnx", result.val_source)
+    assert "int8" in (tmp_path / "run" / "README.md").read_text()
