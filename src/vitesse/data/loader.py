@@ -49,7 +49,7 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
         seed = int(state[0])
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not of GPUs, which costs more than a decoded JPEG's tenth
         try:
             return self.transform(self.source.read(key.picture)), key.picture
         except (ImageError, OSError):
