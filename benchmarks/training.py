@@ -2,7 +2,7 @@
 
     python benchmarks/training.py loader             # pictures a second, ready for the model
     python benchmarks/training.py step               # whole steps: data loading, model, update, average
-    python benchmarks/training.py scaling            # two gloo processes of one thread against one; checkpoints
+    python benchmarks/training.py scaling            # two gloo processes against one; checkpoints
 
 Both sides augment alike (crop 0.08 to 1 bicubic, mirror, rand-m9-mstd0.5-inc1, mixup 0.8 or CutMix 1.0,
 erasing 0.25, smoothing 0.1), in fp32, with the same batches, worker processes and threads, AdamW, adaptive
@@ -12,8 +12,10 @@ clipping at 0.02 and a moving average. `timm` is what train.py does by its defau
 ours in the same round, its median over the rounds: above 1 ours is faster.
 
 A round of `loader` is an epoch from asking for the first batch to the last, normalised, erased and mixed.
-A round of `step` begins after `--warm` steps, when batches are queued. Memory is the peak of the proportional
-set size of the process and its workers, each contender in a process of its own.
+A round of `step` is `--steps` steps of a stream of batches that goes on from round to round; then the same on
+one batch over and over. Beside wall seconds stand the processor seconds of the process and its workers, which
+other work on the machine disturbs less. Memory is the peak of the proportional set size of the process and
+its workers, each contender in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ import torch
 from PIL import Image
 from timm.data import FastCollateMixup, create_dataset, create_loader, create_transform
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
 from timm.models import model_parameters
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor
 
-from common import DATA, RECORDS, rounded, summary, table, write_record
+from common import DATA, rounded, summary, write_record
 from vitesse.data.loader import AugmentedPictures, Batch
 from vitesse.data.sampler import Key
 from vitesse.data.sources import Source, open_source
@@ -52,7 +53,7 @@ from vitesse.data.transforms import Augment
 from vitesse.files import write_atomically
 from vitesse.runtime.decode import DEFAULT_LIMITS, decode
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
-from vitesse.train.checkpoint import STATE_FILE, _digest, gather_training
+from vitesse.train.checkpoint import _digest, gather_training
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe import Recipe
 from vitesse.train.stopping import StopSignals
@@ -60,13 +61,14 @@ from vitesse.weights.load import load_weights
 
 MODELS = ("efficientvit_m5", "shvit_s1")
 SIDE = 224
-TARGETS = {"loader": 1.5, "step": 1.15}
 SETTINGS: dict[str, Any] = {
     "crop_scale": (0.08, 1.0), "interpolation": "bicubic", "hflip": 0.5, "random_erase": 0.25,
     "rand_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1,
     "lr": 1e-3, "weight_decay": 0.025, "clip_grad": 0.02, "clip_mode": "agc", "ema": 0.9999,
     "ema_warmup": "none", "precision": "fp32", "image_size": SIDE, "trackers": (), "epochs": 300,
 }  # fmt: skip
+Samples = dict[str, dict[str, list[float]]]
+"""Seconds of each round, by clock (wall, processor) and contender."""
 Ready = tuple[Tensor, Tensor]
 """A batch for the model: pictures float32 (B, C, H, W), target shares (B, K)."""
 
@@ -74,7 +76,9 @@ Ready = tuple[Tensor, Tensor]
 class Ours:
     """The trainer as `vitesse train` builds it."""
 
-    def __init__(self, model: str, args: argparse.Namespace, folder: Path, channels_last: bool = True) -> None:
+    def __init__(
+        self, model: str, args: argparse.Namespace, folder: Path, channels_last: bool = True
+    ) -> None:
         source = photos()
         recipe = Recipe(
             **SETTINGS,
@@ -177,46 +181,54 @@ def built(names: tuple[str, ...], model: str, args: argparse.Namespace, folder: 
     return sides
 
 
-def interleaved(sides: dict[str, Any], run: Callable[[Any], float], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round after one that warms up; no side is always the first."""
-    samples: dict[str, list[float]] = {name: [] for name in sides}
+def interleaved(sides: dict[str, Any], run: Callable[[Any], object], rounds: int) -> Samples:
+    """Wall and processor seconds of every round after one that warms up; no side is always the first."""
+    samples: Samples = {clock: {name: [] for name in sides} for clock in ("wall", "processor")}
     order = list(sides)
     for turn in range(rounds + 1):
         order.append(order.pop(0))
         for name in order:
-            seconds = run(sides[name])
+            before, before_cpu = time.perf_counter(), processor_seconds()
+            run(sides[name])
             if turn:
-                samples[name].append(seconds)
-            print(f"  round {turn}: {name} {seconds:.3f} s", file=sys.stderr)
+                samples["wall"][name].append(time.perf_counter() - before)
+                samples["processor"][name].append(processor_seconds() - before_cpu)
     return samples
 
 
-def ratios(samples: dict[str, list[float]]) -> dict[str, Any]:
-    """Of each peer's seconds to ours, round by round."""
-    found = {name: np.divide(samples[name], samples["vitesse"]) for name in samples if name != "vitesse"}
-    return {name: {**summary(values), "raw": rounded(values)} for name, values in found.items()}
+def processor_seconds() -> float:
+    """Of this process and its children, those that ended and those that run."""
+    running = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(os.times()[:4]) + sum(times.user + times.system for times in running)
+
+
+def compared(samples: Samples) -> dict[str, Any]:
+    """Each peer's seconds over ours, round by round, and the samples."""
+    found: dict[str, Any] = {
+        "raw_s": {clock: {k: rounded(v) for k, v in sides.items()} for clock, sides in samples.items()}
+    }
+    for clock, sides in samples.items():
+        peers = {
+            name: np.divide(taken, sides["vitesse"]) for name, taken in sides.items() if name != "vitesse"
+        }
+        found[f"{clock}_ratio"] = {name: summary(values) for name, values in peers.items()}
+    return found
 
 
 def time_loader(args: argparse.Namespace) -> dict[str, Any]:
-    def epoch(side: Ours | Timm) -> float:
-        started = time.perf_counter()
-        pictures = sum(len(x_BCHW) for x_BCHW, _ in side.ready())
-        return (time.perf_counter() - started) / pictures
+    def epoch(side: Ours | Timm) -> None:
+        assert sum(len(x_BCHW) for x_BCHW, _ in side.ready()) == images
 
+    images = len(photos()) // args.batch * args.batch
     with tempfile.TemporaryDirectory() as folder:
         sides = built(("vitesse", "timm"), MODELS[1], args, Path(folder))
         samples = interleaved(sides, epoch, args.rounds)
-    return {
-        "pictures_per_s": {name: 1 / summary(taken)["median"] for name, taken in samples.items()},
-        "ratio": ratios(samples),
-        "raw_s_per_picture": {name: rounded(taken, 6) for name, taken in samples.items()},
-        "profile_ms_per_picture": profile(),
-    }
+    speeds = {name: images / summary(taken)["median"] for name, taken in samples["wall"].items()}
+    return {"pictures_per_s": speeds, **compared(samples), "profile_ms_per_picture": profile()}
 
 
 def profile(pictures: int = 400) -> dict[str, dict[str, float]]:
-    """Processor milliseconds that a worker spends on a picture, one thread: decoding, the rest, RandAugment."""
-    torch.set_num_threads(1)
+    """Processor milliseconds that a worker spends on a picture: decoding, the rest, RandAugment."""
     source, policy = photos(), SETTINGS["rand_augment"]
     encoded = [source.read(index) for index in range(pictures)]
 
@@ -232,20 +244,24 @@ def profile(pictures: int = 400) -> dict[str, dict[str, float]]:
         )  # fmt: skip
         return lambda index: transform(opened(index))
 
+    def decoded(index: int) -> object:
+        return decode(encoded[index], DEFAULT_LIMITS, lambda *_: None)
+
     def opened(index: int) -> Image.Image:
         with Path(source.name(index)).open("rb") as file:
             return Image.open(file).convert("RGB")
 
     parts = {
-        "vitesse": (lambda index: decode(encoded[index], DEFAULT_LIMITS, lambda *_: None), ours(""), ours(policy)),
+        "vitesse": (decoded, ours(""), ours(policy)),
         "timm": (opened, theirs(None), theirs(policy)),
     }  # fmt: skip
     found = {}
     for name, runs in parts.items():
         taken = [min(processor_ms(run, pictures) for _ in range(3)) for run in runs]
         steps = np.diff(taken, prepend=0.0)
-        found[name] = dict(zip(("decode", "crop, mirror, resize", "rand_augment"), rounded(steps), strict=True))
-    torch.set_num_threads(os.cpu_count() or 1)
+        found[name] = dict(
+            zip(("decode", "crop, mirror, resize", "rand_augment"), rounded(steps), strict=True)
+        )
     return found
 
 
@@ -261,34 +277,39 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def time_model(model: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Whole steps, then the same on one batch over and over; seconds a step."""
-
-    def loaded(side: Ours | Timm) -> float:
-        batches = side.batches()
-        for _ in range(args.warm):
-            side.step(batches)
-        return steps(side, batches)
-
-    def unloaded(side: Ours | Timm) -> float:
-        return steps(side, itertools.repeat(next(side.batches())))
-
-    def steps(side: Ours | Timm, batches: Iterator[Any]) -> float:
-        started = time.perf_counter()
-        for _ in range(args.steps):
-            side.step(batches)
-        return (time.perf_counter() - started) / args.steps
-
+    """Whole steps, then steps on one batch over and over."""
     with tempfile.TemporaryDirectory() as folder:
         sides = built(tuple(CONTENDERS), model, args, Path(folder))
-        whole = interleaved(sides, loaded, args.rounds)
-        alone = interleaved(sides, unloaded, args.rounds)
+        streams = {side: endless(side) for side in sides.values()}
+        same = {side: itertools.repeat(next(stream)) for side, stream in streams.items()}
+
+        def loaded(side: Ours | Timm) -> None:
+            steps(side, streams[side], args.steps)
+
+        def unloaded(side: Ours | Timm) -> None:
+            steps(side, same[side], args.steps)
+
+        found = {
+            "with_loading": compared(interleaved(sides, loaded, args.rounds)),
+            "without_loading": compared(interleaved(sides, unloaded, args.rounds)),
+        }
         phases = sides["vitesse"].trainer.clock.read(sides["vitesse"].steps)
     return {
-        "with_loading": {"ratio": ratios(whole), "raw_s": {k: rounded(v) for k, v in whole.items()}},
-        "without_loading": {"ratio": ratios(alone), "raw_s": {k: rounded(v) for k, v in alone.items()}},
+        **found,
         "phases_of_ours_s": {name: round(value, 4) for name, value in phases.items()},
         "peak_mb": {name: peak_mb(name, model, args) for name in CONTENDERS},
     }
+
+
+def endless(side: Ours | Timm) -> Iterator[Any]:
+    """Batches of one epoch after the other."""
+    while True:
+        yield from side.batches()
+
+
+def steps(side: Ours | Timm, batches: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        side.step(batches)
 
 
 def peak_mb(contender: str, model: str, args: argparse.Namespace) -> float:
@@ -297,12 +318,12 @@ def peak_mb(contender: str, model: str, args: argparse.Namespace) -> float:
     return float(done["peak_mb"])
 
 
-def child(*arguments: str, args: argparse.Namespace, launcher: tuple[str, ...] = (), threads: int = 0) -> Any:
+def child(*arguments: str, args: argparse.Namespace, launcher: tuple[str, ...] = ()) -> Any:
     """What this script says, as JSON in its last line, in another process."""
-    sizes = ("--batch", str(args.batch), "--workers", str(args.workers), "--steps", str(args.steps))
+    sizes = ("--batch", str(args.batch), "--workers", str(args.workers), "--steps", str(max(4, args.steps)))
     command = [sys.executable, *launcher, __file__, *arguments, *sizes]
-    limits = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | limits)
+    threads = {"OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -321,9 +342,7 @@ def watch_memory(args: argparse.Namespace) -> dict[str, float]:
         side = CONTENDERS[args.contender](args.models[0], args, Path(folder))
         watcher = threading.Thread(target=sample)
         watcher.start()
-        batches = side.batches()
-        for _ in range(args.steps):
-            side.step(batches)
+        steps(side, side.batches(), args.steps)
         ended.set()
         watcher.join()
     return {"peak_mb": round(peak[0], 1)}
@@ -343,9 +362,8 @@ def time_scaling(args: argparse.Namespace) -> dict[str, Any]:
     for turn in range(args.rounds):
         for name in ("one", "two") if turn % 2 else ("two", "one"):
             chosen = launcher if name == "two" else ()
-            done = child("rank", "--models", args.models[0], args=args, launcher=chosen, threads=1)
+            done = child("rank", "--models", args.models[0], args=args, launcher=chosen)
             speeds[name].append(done["pictures_per_s"])
-            print(f"  round {turn}: {name} {speeds[name][-1]:.1f}/s", file=sys.stderr)
     efficiency = np.divide(speeds["two"], np.multiply(2, speeds["one"]))
     return {
         "model": args.models[0],
@@ -361,12 +379,8 @@ def run_rank(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         side = Ours(args.models[0], args, Path(folder))
         batches = side.batches()
-        for _ in range(args.warm):
-            side.step(batches)
-        started = time.perf_counter()
-        for _ in range(args.steps):
-            side.step(batches)
-        seconds = time.perf_counter() - started
+        steps(side, batches, 2)
+        seconds = timed(lambda: steps(side, batches, args.steps))
         world = side.trainer.accelerator.num_processes
         if world > 1:
             torch.distributed.destroy_process_group()
@@ -378,7 +392,7 @@ def bookkeeping(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         side = Ours(args.models[0], args, Path(folder))
         trainer, batches = side.trainer, side.batches()
-        side.step(batches)
+        steps(side, batches, 1)
         tensors = gather_training(trainer.model, trainer.optimizer.optimizer)
         last = trainer.checkpoints.folder / "last"
         parts = {
@@ -414,28 +428,59 @@ def timed(run: Callable[[], object]) -> float:
 
 def text(part: str, found: dict[str, Any]) -> str:
     """A record as Markdown."""
-    if part == "loader":
-        rows = [["pictures a second", "vitesse", "timm", "ratio"]]
-        rows.append(["loader", *found["pictures_per_s"].values(), found["ratio"]["timm"]["median"]])
-        spent = found["profile_ms_per_picture"]
-        rows += [[f"{name}, ms of a worker", *(spent[side][name] for side in spent), spent["timm"][name] / spent["vitesse"][name]] for name in spent["timm"]]
-    elif part == "step":
-        rows = [["model", "against", "with loading", "without loading", "peak MB", "of ours"]]
-        for model, result in found["models"].items():
-            for peer in ("timm", "timm_cl"):
-                speedups = [result[kind]["ratio"][peer]["median"] for kind in ("with_loading", "without_loading")]
-                rows.append([model, peer, *speedups, result["peak_mb"][peer], result["peak_mb"]["vitesse"]])
-    else:
-        costs = found["costs"]
-        rows = [["what", "value"], ["efficiency of two processes", found["efficiency"]["median"]]]
-        rows += [[f"{name}, s", value] for name, value in costs["median_s"].items()]
-        rows += [[f"{name}, MB", size / 1e6] for name, size in costs["bytes"].items()]
-        rows.append(["a checkpoint in steps", costs["steps_that_a_checkpoint_costs"]])
-    return markdown(rows)
+    return markdown({"loader": loader_rows, "step": step_rows, "scaling": scaling_rows}[part](found))
+
+
+def loader_rows(found: dict[str, Any]) -> list[list[Any]]:
+    rows = [["", "vitesse", "timm", "ratio"]]
+    rows.append(["pictures a second", *found["pictures_per_s"].values(), median(found, "wall", "timm")])
+    rows.append(["processor seconds", "", "", median(found, "processor", "timm")])
+    ours, theirs = (found["profile_ms_per_picture"][side] for side in ("vitesse", "timm"))
+    return rows + [
+        [f"{part}, ms a picture", ours[part], theirs[part], theirs[part] / ours[part]] for part in ours
+    ]
+
+
+def step_rows(found: dict[str, Any]) -> list[list[Any]]:
+    kinds, clocks = ("with_loading", "without_loading"), ("wall", "processor")
+    rows = [
+        [
+            "model",
+            "against",
+            "with loading",
+            "processor",
+            "without loading",
+            "processor",
+            "peak MB",
+            "of ours",
+        ]
+    ]
+    for model, result in found["models"].items():
+        for peer in ("timm", "timm_cl"):
+            speedups = [median(result[kind], clock, peer) for kind in kinds for clock in clocks]
+            peaks = [round(result["peak_mb"][side]) for side in (peer, "vitesse")]
+            rows.append([model, peer, *speedups, *peaks])
+    return rows
+
+
+def scaling_rows(found: dict[str, Any]) -> list[list[Any]]:
+    costs = found["costs"]
+    return [
+        [f"{found['model']}", "value"],
+        ["efficiency of two processes", found["efficiency"]["median"]],
+        *([f"{name}, ms", 1000 * value] for name, value in costs["median_s"].items()),
+        *([f"{name}, MB", size / 1e6] for name, size in costs["bytes"].items()),
+        ["a checkpoint in steps", costs["steps_that_a_checkpoint_costs"]],
+    ]
+
+
+def median(found: dict[str, Any], clock: str, peer: str) -> float:
+    value: float = found[f"{clock}_ratio"][peer]["median"]
+    return value
 
 
 def markdown(rows: list[list[Any]]) -> str:
-    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
 
@@ -447,14 +492,15 @@ def main() -> None:
     parser.add_argument("part", choices=("loader", "step", "scaling", "memory", "rank"))
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch", type=int, default=32, help="pictures a step and process")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="of a round")
-    parser.add_argument("--warm", type=int, default=3, help="steps before them")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="loading processes beside the one that trains")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="of a round")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--contender", choices=tuple(CONTENDERS), help="whose memory to watch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.part in ("memory", "rank"):
         print(json.dumps((watch_memory if args.part == "memory" else run_rank)(args)))
         return
@@ -462,7 +508,7 @@ def main() -> None:
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "contender")}
     found = run[args.part](args)
     name = f"training_{args.part}"
-    path = write_record(name, {"settings": settings, "threads": torch.get_num_threads(), **found}, args.out)
+    path = write_record(name, {"settings": settings, **found}, args.out)
     write_atomically(path.with_suffix(".md"), text(args.part, found).encode())
     print(text(args.part, found), path, sep="\n")
 

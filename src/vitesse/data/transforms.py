@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -61,12 +61,12 @@ class Augment:
         interpolation: Interpolation = "bicubic",
     ) -> None:
         self.size, self.crop_scale, self.hflip = size, crop_scale, hflip
-        self.filters = {**FILTERS} if interpolation == "random" else {interpolation: FILTERS[interpolation]}
+        self.modes = tuple(FILTERS) if interpolation == "random" else (interpolation,)
         self.steps: list[Callable[[Image.Image], Image.Image]] = []
         if color_jitter:
             self.steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
         if rand_augment:
-            self.steps.append(_rand_augment(rand_augment, tuple(self.filters.values())))
+            self.steps.append(_rand_augment(rand_augment, self.modes))
 
     def __call__(self, encoded: bytes) -> Tensor:
         """
@@ -102,22 +102,22 @@ class Augment:
         else:
             decoded = decode(encoded, DEFAULT_LIMITS, enough)
         top, left, height, width = crop
-        ends = (left, top, left + width, top + height)
-        return decoded.image.crop([round(end / decoded.fraction) for end in ends])
+        right, bottom = left + width, top + height
+        left, top, right, bottom = (round(end / decoded.fraction) for end in (left, top, right, bottom))
+        return decoded.image.crop((left, top, right, bottom))
 
     def _resized(self, image: Image.Image) -> Tensor:
+        """(H, W, 3); a view that torch sees as channels last, for which it is quickest."""
         x_BCHW = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
-        x_BCHW = F.interpolate(x_BCHW, self.size, mode=random.choice(list(self.filters)), antialias=True)
+        x_BCHW = F.interpolate(x_BCHW, self.size, mode=random.choice(self.modes), antialias=True)
         return x_BCHW[0].permute(1, 2, 0)
 
 
-def _rand_augment(
-    policy: str, filters: tuple[Image.Resampling, ...]
-) -> Callable[[Image.Image], Image.Image]:
+def _rand_augment(policy: str, modes: Sequence[str]) -> Callable[[Image.Image], Image.Image]:
     auto_augment = require("timm.data.auto_augment", "train")
     try:
         transform: Callable[[Image.Image], Image.Image] = auto_augment.rand_augment_transform(
-            policy, {"img_mean": GREY, "interpolation": filters}
+            policy, {"img_mean": GREY, "interpolation": [FILTERS[mode] for mode in modes]}
         )
     except (AssertionError, ValueError, KeyError) as error:
         expected = "expected timm's form, such as rand-m9-mstd0.5-inc1"
@@ -165,8 +165,27 @@ def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform
     """Mixup or CutMix, one of them at random a batch, on images (B, C, H, W) with target shares (B, K).
 
     `mixup` and `cutmix` are the strengths (alpha), 0 is off; `probability` is the share of mixed batches.
+    CutMix writes into the images.
     """
     kinds: Sequence[v2.Transform] = [
-        kind(alpha=alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
+        kind(alpha=alpha) for kind, alpha in ((_MixUp, mixup), (_CutMix, cutmix)) if alpha
     ]
     return v2.RandomApply([v2.RandomChoice(kinds)], p=probability) if kinds else None
+
+
+class _MixUp(v2.MixUp):  # type: ignore[misc]
+    """torchvision's, of images and target shares, with one copy of them instead of three."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        return inpt.roll(1, 0).lerp_(inpt, float(params["lam"]))
+
+
+class _CutMix(v2.CutMix):  # type: ignore[misc]
+    """torchvision's, in place."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        if inpt is params["labels"]:
+            return inpt.roll(1, 0).lerp_(inpt, float(params["lam_adjusted"]))
+        left, top, right, bottom = params["box"]
+        inpt[:, :, top:bottom, left:right] = inpt[:, :, top:bottom, left:right].roll(1, 0)
+        return inpt
