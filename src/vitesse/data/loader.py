@@ -51,7 +51,7 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
         seed = int(state[0])
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs too, in 0.1 ms
         try:
             return self.transform(self.source.read(key.picture)), key.picture
         except (ImageError, OSError):
@@ -69,13 +69,14 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
 
 
 def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Iterable[Batch]:
-    """Batches decoded by `workers` processes (0: in this one)."""
+    """Batches decoded by `workers` processes that live as long as the loader (0: in this one)."""
     return _Batches(
         pictures,
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_ignore_signals,
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
