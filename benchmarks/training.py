@@ -54,6 +54,7 @@ from vitesse.files import write_atomically
 from vitesse.runtime.decode import DEFAULT_LIMITS, decode
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from vitesse.train.checkpoint import _digest, gather_training
+from vitesse.train.folder import RunFacts
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe import Recipe
 from vitesse.train.stopping import StopSignals
@@ -88,7 +89,15 @@ class Ours:
             compile=args.compile,
         )
         spec = ModelSpec(name=model, image_size=(SIDE, SIDE), num_classes=len(source.class_names))
-        self.trainer = Trainer(spec, recipe, source, source, folder, StopSignals(), "in1k_samples")
+        facts = RunFacts(
+            out=folder,
+            data="in1k_samples",
+            spec=spec,
+            recipe=recipe,
+            train_source=source,
+            val_source=source,
+        )
+        self.trainer = Trainer(facts, StopSignals())
         self.steps = 0
 
     def ready(self) -> Iterator[Ready]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
 from vitesse.data.check import check_data, check_trainable
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
@@ -25,42 +24,30 @@ from vitesse.data.sources import Source
 from vitesse.errors import DataError, StoppedError, TrainingError
 from vitesse.metrics import Outcomes, Scores
 from vitesse.progress import say, track
-from vitesse.provenance import provenance
-from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
+from vitesse.spec import ModelSpec
 from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.clock import StepClock
+from vitesse.train.folder import RunFacts, RunFolder, run_files
 from vitesse.train.objective import Objective
 from vitesse.train.optimizer import adamw, moving_average
-from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.recipe_files import load_recipe
-from vitesse.train.record import REFUSED_FILE, RunLog, make_folder, run_record
-from vitesse.train.report import write_report
+from vitesse.train.record import RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import (
     augmentation,
     fitted,
     initial_model,
-    label_targets,
     make_accelerator,
     splits,
-    taught_targets,
+    targets_and_teacher,
 )
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
-from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.train.validation import validate, with_fresh_statistics
-from vitesse.weights.files import save_tensors, save_weights
+from vitesse.weights.files import save_tensors
 
-REPORT_FILE = "report.html"
 ROWS_AN_EPOCH = 50
 TOLD_OF_PROGRESS = ("step", "epochs", "best_top1", "seconds", "bad_steps")
-FREE_TO_CHANGE = frozenset(
-    {
-        *("epochs", "eval_every", "save_minutes", "log_every", "trackers", "limit_val", "max_bad_steps"),
-        *("workers", "accumulate", "compile"),
-    }
-)
-"""What of a recipe may change when a run goes on; the learning rate follows a changed number of epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,70 +101,60 @@ def train(
     settings = load_recipe(recipe, overrides, model)
     train_source, val_source = splits(data, settings)
     check_trainable(train_source)
-    spec = ModelSpec(
-        name=model,
-        image_size=(settings.image_size, settings.image_size),
-        num_classes=len(train_source.class_names),
-        drop_path_rate=settings.drop_path_rate,
-        distilled=settings.distilled,
+    facts = RunFacts(
+        out=Path(out),
+        data=Path(str(data)).name,
+        spec=ModelSpec(
+            name=model,
+            image_size=(settings.image_size, settings.image_size),
+            num_classes=len(train_source.class_names),
+            drop_path_rate=settings.drop_path_rate,
+            distilled=settings.distilled,
+        ),
+        recipe=settings,
+        train_source=train_source,
+        val_source=val_source,
     )
     with StopSignals() as signals:
         try:
-            name = Path(str(data)).name
-            trainer = Trainer(spec, settings, train_source, val_source, Path(out), signals, name)
+            trainer = Trainer(facts, signals)
             trainer.check_pictures(strict)
         except StopRequestedError as error:
             raise StoppedError(f"stopped by {error} before the first step; nothing was lost") from error
         return trainer.fit()
 
 
-def run_files(folder: Path) -> dict[str, Path]:
-    """Where a run keeps its weights and its report, by the names of `TrainResult`."""
-    last, best = (folder / "checkpoints" / name / "model.safetensors" for name in ("last", "best"))
-    return {"checkpoint": last, "best": best, "report": folder / REPORT_FILE}
-
-
 class Trainer:
     """One run: builds everything from the recipe, then `fit`."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        recipe: Recipe,
-        train_source: Source,
-        val_source: Source,
-        out: Path,
-        signals: StopSignals,
-        data: str,
-    ) -> None:
-        make_folder(out)
-        self.spec, self.out, self.signals, self.data = spec, out, signals, data
-        self.train_source, self.val_source = train_source, val_source
-        self.accelerator = accelerator = make_accelerator(recipe, out)
+    def __init__(self, facts: RunFacts, signals: StopSignals) -> None:
+        make_folder(facts.out)
+        self.signals = signals
+        self.accelerator = accelerator = make_accelerator(facts.recipe, facts.out)
         share = Share(
-            rank=accelerator.process_index, world=accelerator.num_processes, accumulate=recipe.accumulate
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            accumulate=facts.recipe.accumulate,
         )
-        self.recipe = recipe = fitted(recipe, len(train_source), share)
-        self.preprocess = PreprocessSpec(
-            image_size=spec.image_size, resize=recipe.resize, crop_pct=recipe.crop_pct
-        )
+        self.recipe = recipe = fitted(facts.recipe, len(facts.train_source), share)
+        self.facts = facts = replace(facts, recipe=recipe)
         self.progress = Progress()
         self.found: Outcomes | None = None
-        self.saved = True
         self.refused: set[int] = set()
-        self.log = RunLog(accelerator, out, recipe)
+        self.log = RunLog(accelerator, facts.out, recipe)
         self.clock = StepClock(accelerator.device)
 
         torch.manual_seed(recipe.seed)
-        model = initial_model(spec, recipe)
+        model = initial_model(facts.spec, recipe)
         self.model, self.optimizer = accelerator.prepare(model, adamw(model, recipe))
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
         self.average = moving_average(self.plain, recipe)
-        self.checkpoints = Checkpoints(
-            out / "checkpoints", accelerator, self.model, self.optimizer, self.average, self._identity()
+        checkpoints = Checkpoints(
+            facts.out / "checkpoints", accelerator, self.model, self.optimizer, self.average, facts.identity()
         )
+        self.folder = RunFolder(facts, self.log, checkpoints)
         self.drop_path = DropPathSchedule(recipe, self.plain)
-        targets_NK, teacher = self._targets()
+        targets_NK, teacher = targets_and_teacher(facts, accelerator, signals.check)
         objective = Objective(
             recipe,
             torch.compile(self.model) if recipe.compile else self.model,
@@ -192,19 +169,21 @@ class Trainer:
             self.average,
             objective,
             targets_NK,
-            self.preprocess,
+            facts.preprocess,
             self.clock,
         )
         self.keys = ShuffledKeys(
-            len(train_source),
+            len(facts.train_source),
             recipe.batch_size,
             recipe.seed,
             share,
             recipe.repeats,
-            getattr(train_source, "blocks", ()),
+            facts.train_source.blocks,
         )
         self.batches = training_batches(
-            AugmentedPictures(train_source, augmentation(recipe), recipe.seed), self.keys, recipe.workers
+            AugmentedPictures(facts.train_source, augmentation(recipe), recipe.seed),
+            self.keys,
+            recipe.workers,
         )
 
     def fit(self) -> TrainResult:
@@ -227,11 +206,11 @@ class Trainer:
             self._report(f"failed: {error}")
             raise
         except StopRequestedError as error:
-            self._refuse()
+            self.folder.refuse(self.refused)
             self._save()
             self._report(f"stopped by {error} at step {self.progress.step}")
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended
-            self._check_saved()
+            self.folder.check_saved()
             raise StoppedError(
                 f"stopped by {error} at step {self.progress.step}; run the same command again to go on"
             ) from error
@@ -244,26 +223,15 @@ class Trainer:
             ) from error
         finally:
             self.log.close()
-        self._check_saved()
+        self.folder.check_saved()
         return TrainResult(
-            scores=found.scores(len(self.val_source)),
+            scores=found.scores(len(self.facts.val_source)),
             refused=self.log.refused,
-            data=self.data,
-            train_source=self.train_source,
-            val_source=self.val_source,
-            **run_files(self.out),
+            data=self.facts.data,
+            train_source=self.facts.train_source,
+            val_source=self.facts.val_source,
+            **run_files(self.facts.out),
         )
-
-    def _check_saved(self) -> None:
-        """
-        Raises:
-            TrainingError: the newest state could not be written.
-        """
-        if not self.saved:
-            raise TrainingError(
-                f"{self.out}: the last checkpoint could not be written; make room and run the same command "
-                "again: it goes on from the newest that could"
-            )
 
     def check_pictures(self, strict: bool) -> None:
         """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
@@ -274,7 +242,7 @@ class Trainer:
         if not strict and not self.accelerator.is_main_process:
             return
         workers = max(1, self.recipe.workers)
-        found = check_data(self.train_source, self.val_source, decode=strict, workers=workers)
+        found = check_data(self.facts.train_source, self.facts.val_source, decode=strict, workers=workers)
         for line in found.lines():
             self.log.note(line)
         if strict and found.unreadable:
@@ -338,8 +306,8 @@ class Trainer:
     def _survive(self, result: StepResult, row: int) -> None:
         """Go on after a step that was skipped, unless there were too many in a row."""
         step, what = self.progress.step - 1, result.explain()
-        names = [self.train_source.name(index) for index in self.step.last_indices()]
-        first = [*names, *map(self.train_source.name, result.refused)][0]
+        names = [self.facts.train_source.name(index) for index in self.step.last_indices()]
+        first = [*names, *map(self.facts.train_source.name, result.refused)][0]
         if row < self.recipe.max_bad_steps:
             text = f"step {step} was skipped: {what}; its first picture is {first}"
             self.log.note(text, self.progress.step)
@@ -349,7 +317,7 @@ class Trainer:
                 f"{what} at step {step}, and {row} steps in a row were skipped; its first picture is "
                 f"{first}: see that the data is there, and run the same command again"
             )
-        path, where = self.out / f"bad_batch_{self.accelerator.process_index}.safetensors", ""
+        path, where = self.facts.out / f"bad_batch_{self.accelerator.process_index}.safetensors", ""
         with self.log.survived("the batch"):
             if names:
                 save_tensors(path, self.step.last_pictures(), {"names": "\n".join(names)})
@@ -359,22 +327,6 @@ class Trainer:
             "is good: go on from it with init= in another --out, with a lower lr or precision=fp32"
         )
 
-    def _targets(self) -> tuple[Tensor, Teacher | None]:
-        """The target shares of every picture, (N, K), and the teacher to ask at every step, if any."""
-        recipe, targets_NK = self.recipe, label_targets(self.recipe, self.train_source)
-        teacher = load_teacher(recipe, self.spec.num_classes)
-        if teacher is not None:
-            teacher.to(self.accelerator.device)
-        if teacher is None or not recipe.teacher_cache:
-            return targets_NK, teacher
-        path = self.out / "teacher_logits.safetensors"
-        preprocess = replace(self.preprocess, image_size=teacher.image_size)
-        with self.accelerator.main_process_first():
-            logits_NK = cached_logits(
-                teacher, self.train_source, preprocess, path, recipe.workers, self.signals.check
-            )
-        return taught_targets(recipe, targets_NK, logits_NK), None
-
     def _close_epoch(self) -> Outcomes | None:
         """Evaluate where it is due, record and save the epoch that was trained."""
         done = self.progress
@@ -382,7 +334,7 @@ class Trainer:
         found, weights = None, self._model_to_keep()
         if epoch % self.recipe.eval_every == 0 or epoch == self.recipe.epochs:
             found = self._validate(weights)
-        scores = found.scores(len(self.val_source)) if found else None
+        scores = found.scores(len(self.facts.val_source)) if found else None
         loss = done.loss_sum / max(done.loss_count, 1)
         best_top1 = max(done.best_top1, scores.top1 if scores else -1.0)
         self.progress = replace(done, epochs=epoch, loss_sum=0.0, loss_count=0, best_top1=best_top1)
@@ -400,29 +352,27 @@ class Trainer:
         if self.accelerator.is_main_process:
             accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
             say(f"epoch {epoch}/{self.recipe.epochs}, {_clock(done.seconds)}: loss {loss:.3f}{accuracy}")
-        self._refuse()
+        self.folder.refuse(self.refused)
         self._save(weights, best=best_top1 > done.best_top1)
-        if not self.saved:
+        if not self.folder.saved:
             self.progress = replace(self.progress, best_top1=done.best_top1)
         if epoch < self.recipe.epochs:
             self._report(f"running, epoch {epoch + 1} of {self.recipe.epochs}", found)
         return found
 
     def _report(self, status: str, found: Outcomes | None = None) -> None:
-        """Write the page that a person looks at."""
         self.found = found or self.found
-        if not self.accelerator.is_main_process:
-            return
-        num_params = sum(parameter.numel() for parameter in self.plain.parameters())
-        sources = (self.train_source, self.val_source)
-        record = run_record(self.log, self.spec, num_params, self.recipe, sources, status, self.found)
-        with self.log.survived("the report"):
-            write_report(record, self.out / REPORT_FILE)
+        self.folder.report(status, self.found)
 
     def _validate(self, weights: nn.Module) -> Outcomes:
         try:
             return validate(
-                self.accelerator, weights, self.val_source, self.preprocess, self.recipe, self.signals
+                self.accelerator,
+                weights,
+                self.facts.val_source,
+                self.facts.preprocess,
+                self.recipe,
+                self.signals,
             )
         except DataError:
             self._save()
@@ -434,12 +384,12 @@ class Trainer:
         weights: nn.Module = self.average.module if self.average and recipe.evaluate_ema else self.plain
         if recipe.bn_images:
             return with_fresh_statistics(
-                weights, self.train_source, self.preprocess, recipe, self.accelerator.device
+                weights, self.facts.train_source, self.facts.preprocess, recipe, self.accelerator.device
             )
         return weights
 
     def _resume(self) -> None:
-        progress = self.checkpoints.resume()
+        progress = self.folder.checkpoints.resume()
         self.progress = progress or self.progress
         self.log.begin(self.progress.step, self.progress.epochs)
         if progress is not None:
@@ -447,36 +397,7 @@ class Trainer:
             self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
-        """The model, then the state to go on from; of what cannot be written the old stays."""
-        self.saved = False
-        with self.log.survived("a checkpoint"):
-            self.checkpoints.save(self.progress, self._provenance(), lambda: self._save_models(model, best))
-            self.saved = True
-
-    def _save_models(self, model: nn.Module | None, best: bool) -> None:
-        model = model or self._model_to_keep()
-        self._save_model("last/model.safetensors", model)
-        if self.average is not None and not self.recipe.evaluate_ema:
-            self._save_model("last/ema.safetensors", self.average.module)
-        if best:
-            self._save_model("best/model.safetensors", model)
-
-    def _save_model(self, name: str, model: nn.Module) -> None:
-        metadata = {
-            "class_names": list(self.train_source.class_names),
-            "preprocess": to_mapping(self.preprocess),
-            "provenance": self._provenance(),
-        }
-        save_weights(self.checkpoints.folder / name, model, metadata)
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            **provenance(),
-            "recipe": recipe_values(self.recipe),
-            "data": self.train_source.fingerprint,
-            "processes": self.accelerator.num_processes,
-            **{key: value for key, value in asdict(self.progress).items() if key in TOLD_OF_PROGRESS},
-        }
+        self.folder.save(self.progress, model or self._model_to_keep(), best)
 
     def _log_steps(self, result: StepResult, steps: int, seconds: float) -> None:
         self.log.add(
@@ -497,22 +418,6 @@ class Trainer:
         done, total = self.progress.step, self.recipe.epochs * self.keys.steps_per_epoch
         left = f" (run: {_clock(self.progress.seconds / done * (total - done))} left)" if done else ""
         return f"epoch {self.progress.epochs + 1}/{self.recipe.epochs}{left}"
-
-    def _refuse(self) -> None:
-        """List the pictures that a process could not read."""
-        mine = sorted(self.refused)
-        everywhere = mine if self.accelerator.num_processes == 1 else gather_object(mine)
-        self.log.refuse(map(self.train_source.name, everywhere))
-        if count := len(self.log.refused):
-            self.log.note(
-                f"training pictures that cannot be read: {count}, see {REFUSED_FILE}; the first is "
-                f"{self.log.refused[0]}"
-            )
-
-    def _identity(self) -> dict[str, Any]:
-        """What must agree to continue a checkpoint."""
-        recipe = {key: v for key, v in recipe_values(self.recipe).items() if key not in FREE_TO_CHANGE}
-        return {"recipe": recipe, "model": to_mapping(self.spec), "data": self.train_source.fingerprint}
 
 
 def _clock(seconds: float) -> str:

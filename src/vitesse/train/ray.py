@@ -14,7 +14,8 @@ from vitesse import errors
 from vitesse.errors import TrainingError, VitesseError, require
 from vitesse.metrics import Scores
 from vitesse.spec import from_mapping
-from vitesse.train.loop import TrainResult, run_files, train
+from vitesse.train.folder import run_files
+from vitesse.train.loop import TrainResult, train
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.setup import splits
 

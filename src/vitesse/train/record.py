@@ -11,17 +11,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vitesse.catalogue import models
-from vitesse.data.check import class_balance
-from vitesse.data.sources import Source
 from vitesse.errors import TrainingError, require
 from vitesse.files import write_atomically
-from vitesse.metrics import Outcomes
 from vitesse.progress import say
-from vitesse.provenance import provenance
-from vitesse.spec import ModelSpec
 from vitesse.train.recipe import Recipe, recipe_values
-from vitesse.train.report import Predictions, RunRecord
 
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
@@ -135,48 +128,6 @@ class RunLog:
         """Let the trackers finish."""
         with self.survived("a tracker"):
             self.accelerator.end_training()
-
-
-def run_record(
-    log: RunLog,
-    spec: ModelSpec,
-    num_params: int,
-    recipe: Recipe,
-    sources: tuple[Source, Source],
-    status: str,
-    found: Outcomes | None,
-) -> RunRecord:
-    """What the report shows of a run on (training, validation) pictures, with its latest evaluation."""
-    train_source, val_source = sources
-    known = next((m for m in models() if (m.name, m.image_size) == (spec.name, spec.image_size)), None)
-    return RunRecord(
-        title=log.folder.name,
-        model={
-            **{"name": spec.name, "image_size": spec.image_size, "num_classes": spec.num_classes},
-            **{"params": num_params, "macs": known.macs if known else None},
-        },
-        recipe=recipe_values(recipe),
-        provenance=provenance() | {"data": train_source.fingerprint},
-        status=status,
-        class_names=train_source.class_names,
-        train_counts=class_balance(train_source),
-        val_counts=class_balance(val_source),
-        notes=tuple(log.notes),
-        steps=log.of_kind("step"),
-        epochs=log.of_kind("epoch"),
-        predictions=_predictions(found, val_source) if found else None,
-    )
-
-
-def _predictions(found: Outcomes, source: Source) -> Predictions:
-    return Predictions(
-        labels_N=found.labels_B,
-        firsts_N=found.firsts_B,
-        confidences_N=found.confidences_B,
-        label_probs_N=found.label_probs_B,
-        pictures_N=found.pictures_B,
-        source=source,
-    )
 
 
 def check_trackers(recipe: Recipe) -> list[str]:

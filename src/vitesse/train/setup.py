@@ -6,7 +6,7 @@ Shape suffixes: N pictures of the source, K classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +26,11 @@ from vitesse.models.foreign import is_timm, timm_weights
 from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
 from vitesse.spec import ModelSpec
+from vitesse.train.folder import RunFacts
 from vitesse.train.losses import smooth_targets, teacher_shares
 from vitesse.train.recipe import Recipe
 from vitesse.train.record import check_trackers
+from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
@@ -182,13 +184,25 @@ def augmentation(recipe: Recipe) -> Augment:
     )
 
 
-def label_targets(recipe: Recipe, source: Source) -> Tensor:
-    """The target shares of every picture, (N, K), from its label."""
+def targets_and_teacher(
+    facts: RunFacts, accelerator: Accelerator, check: Callable[[], None]
+) -> tuple[Tensor, Teacher | None]:
+    """The target shares of every picture, (N, K), and the teacher to ask at every step, if any.
+
+    A teacher that is asked once a picture is mixed into the targets; `check` is called before each of its
+    batches, and may raise.
+    """
+    recipe, source = facts.recipe, facts.train_source
     labels_N = torch.from_numpy(source.labels)
-    return smooth_targets(labels_N, len(source.class_names), recipe.label_smoothing)
-
-
-def taught_targets(recipe: Recipe, targets_NK: Tensor, logits_NK: Tensor) -> Tensor:
-    """Target shares mixed once and for all with those of a teacher's logits."""
+    targets_NK = smooth_targets(labels_N, len(source.class_names), recipe.label_smoothing)
+    teacher = load_teacher(recipe, facts.spec.num_classes)
+    if teacher is not None:
+        teacher.to(accelerator.device)
+    if teacher is None or not recipe.teacher_cache:
+        return targets_NK, teacher
+    path = facts.out / "teacher_logits.safetensors"
+    preprocess = replace(facts.preprocess, image_size=teacher.image_size)
+    with accelerator.main_process_first():
+        logits_NK = cached_logits(teacher, source, preprocess, path, recipe.workers, check)
     shares_NK = teacher_shares(logits_NK, recipe.distill, recipe.distill_temperature)
-    return torch.lerp(targets_NK, shares_NK, recipe.distill_alpha)
+    return torch.lerp(targets_NK, shares_NK, recipe.distill_alpha), None
