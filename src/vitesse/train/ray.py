@@ -10,23 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitesse import errors
-from vitesse.errors import TrainingError, VitesseError, require
+from vitesse.errors import StoppedError, TrainingError, VitesseError, require
 from vitesse.metrics import Scores
+from vitesse.progress import say
 from vitesse.spec import from_mapping
 from vitesse.train.folder import run_files
 from vitesse.train.loop import TrainResult, train
 from vitesse.train.recipe_files import load_recipe
+from vitesse.train.record import make_folder
 from vitesse.train.setup import splits
+from vitesse.train.stopping import LostProcessError
 
 MAX_FAILURES = 3
 """So often a run goes on from its last checkpoint after a worker was lost."""
+QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""For the workers: what they say is passed on as it is, and not logged a second time."""
 
 
 def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any) -> TrainResult:
     """Train with `workers` processes of the Ray cluster at `RAY_ADDRESS`, or of one on this machine.
 
-    A worker that is lost is replaced, `MAX_FAILURES` times at most; the run goes on from its last checkpoint.
+    Where a worker is lost all are started anew, `MAX_FAILURES` times at most, from the last checkpoint.
 
     Args:
         data, options: of `vitesse.train`.
@@ -34,59 +38,99 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
 
     Raises:
         MissingExtraError: Ray is not installed.
+        StoppedError: SIGTERM or SIGINT came; the same call goes on from the last checkpoint.
         TrainingError: a worker was lost too often.
         VitesseError: of `vitesse.train`.
     """
     ray = require("ray", "scale")
-    train_v2 = require("ray.train", "scale")
-    trainer_of = require("ray.train.torch", "scale").TorchTrainer
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True, include_dashboard=False)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    call = {"data": str(data), **options, "out": str(Path(options["out"]).resolve())}
-    trainer = trainer_of(
-        _work,
-        train_loop_config={"folder": str(Path.cwd()), "call": call},
-        scaling_config=train_v2.ScalingConfig(num_workers=workers or gpus or nodes, use_gpu=gpus > 0),
-        run_config=train_v2.RunConfig(
-            name="ray",
-            storage_path=call["out"],
-            failure_config=train_v2.FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    try:
-        found = trainer.fit()
-    except Exception as error:
-        raise TrainingError(f"training on Ray failed: {_root(error)}") from error
-    if (kind := found.metrics.get("error")) is not None:
-        raise getattr(errors, kind)(found.metrics["message"])
-    settings = load_recipe(call["recipe"], call["overrides"], call["model"])
+    settings = load_recipe(options["recipe"], options["overrides"], options["model"])
     train_source, val_source = splits(data, settings)
+    out = Path(options["out"]).resolve()
+    make_folder(out)
+    call = {"data": str(data), **options, "out": str(out)}
+    started = not ray.is_initialized()
+    try:
+        if started:
+            _start(ray, workers)
+        outcome = _fit_again_and_again(ray, call, workers)
+    except (SystemExit, KeyboardInterrupt) as error:  # so Ray's own handlers end a program
+        raise StoppedError(
+            "stopped by a signal; run the same command again to go on from the last checkpoint"
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
     return TrainResult(
-        scores=from_mapping(Scores, found.metrics["scores"]),
-        refused=tuple(found.metrics["refused"]),
+        scores=from_mapping(Scores, outcome["scores"]),
+        refused=tuple(outcome["refused"]),
         data=Path(data).name,
         train_source=train_source,
         val_source=val_source,
-        **run_files(Path(call["out"])),
+        **run_files(out),
     )
 
 
-def _work(config: Mapping[str, Any]) -> None:
-    """What each worker does; it reports how it ended. What would fail again is no reason to start anew."""
+def _start(ray: Any, workers: int | None) -> None:
+    """Join the cluster at `RAY_ADDRESS`, or make one on this machine that has room for the workers."""
+    address = os.environ.get("RAY_ADDRESS")
+    here = {} if address else {"num_cpus": max(workers or 1, os.cpu_count() or 1), "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address=address,
+        configure_logging=False,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+        runtime_env={"env_vars": QUIET},
+        **here,
+    )
+
+
+def _fit_again_and_again(ray: Any, call: Mapping[str, Any], workers: int | None) -> dict[str, Any]:
+    """What the first worker returned in the end.
+
+    Raises:
+        TrainingError: a worker was lost too often.
+        VitesseError: what a worker refused, which it would refuse again.
+    """
+    for failures in range(MAX_FAILURES + 1):
+        try:
+            outcome: dict[str, Any] = _trainer(ray, call, workers).fit().return_value
+            return outcome
+        except require("ray.train", "scale").TrainingFailedError as error:
+            causes = _causes(error)
+            for cause in filter(_will_fail_again, causes):
+                raise cause from error
+            reason = str(causes[0]).strip().rpartition("\n")[2] or type(causes[0]).__name__
+            if failures < MAX_FAILURES:
+                say(f"a worker was lost ({reason}); all start anew from the last checkpoint")
+    raise TrainingError(f"training on Ray: workers were lost {MAX_FAILURES + 1} times, at last: {reason}")
+
+
+def _trainer(ray: Any, call: Mapping[str, Any], workers: int | None) -> Any:
+    settings = require("ray.train", "scale")
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return require("ray.train.torch", "scale").TorchTrainer(
+        _work,
+        train_loop_config={"folder": str(Path.cwd()), "call": call},
+        scaling_config=settings.ScalingConfig(num_workers=workers or gpus or nodes, use_gpu=gpus > 0),
+        run_config=settings.RunConfig(
+            name="ray", storage_path=call["out"], logging_config=settings.LoggingConfig(log_level="ERROR")
+        ),
+    )
+
+
+def _work(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What each worker does."""
     os.chdir(config["folder"])
-    try:
-        result = train(**config["call"])
-        metrics: dict[str, Any] = {"scores": result.scores.to_dict(), "refused": list(result.refused)}
-    except VitesseError as error:
-        metrics = {"error": type(error).__name__, "message": str(error)}
-    require("ray.train", "scale").report(metrics)
+    result = train(**config["call"])
+    return {"scores": result.scores.to_dict(), "refused": list(result.refused)}
 
 
-def _root(error: BaseException) -> str:
-    """What was wrong at the bottom of Ray's errors, in one line."""
-    while (cause := error.__cause__ or getattr(error, "cause", None)) is not None:
-        error = cause
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()
+def _causes(error: Any) -> list[BaseException]:
+    """Why workers ended, without what Ray wraps around it."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return [getattr(failure, "_base_exc", failure) for failure in failures] or [error]
+
+
+def _will_fail_again(cause: BaseException) -> bool:
+    return isinstance(cause, VitesseError) and not isinstance(cause, LostProcessError)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore, init_process_group
+from torch.distributed import PrefixStore, TCPStore, init_process_group  # type: ignore[attr-defined]
 
 from vitesse.data.sampler import Share
 from vitesse.data.sources import Source, hold_out, open_source, take
@@ -35,6 +35,8 @@ from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
 HELD_OUT_SHARE = 0.1
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways of accelerate to spread one model over processes, none of which the loop knows."""
 
 
 def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
@@ -65,7 +67,17 @@ def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    """Devices, processes and precision; several processes without an accelerator talk through gloo."""
+    """Devices, processes and precision; several processes without an accelerator talk through gloo.
+
+    Raises:
+        ConfigError: the processes were launched to share one model, or the recipe does not fit the devices.
+    """
+    for kind in SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ConfigError(
+                f"launched with {kind}: every process of a run holds the whole model; launch it with "
+                "torchrun or accelerate launch --multi_gpu"
+            )
     _meet_after_restart()
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     precision = _precision(recipe)
@@ -78,9 +90,6 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retrieval_epochs > 0)],
     )
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    if sharded and recipe.ema:
-        raise ConfigError("recipe ema: no moving average with FSDP; set ema=0")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise ConfigError("recipe sync_bn: needs GPUs; set sync_bn=false")
     return accelerator

@@ -1,0 +1,38 @@
+"""Signals: which are a wish to stop, and which end the process."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vitesse.train import stopping
+from vitesse.train.stopping import StopRequestedError, StopSignals, is_lost_connection
+
+
+def test_a_signal_is_remembered_and_its_echo_is_nothing_new() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        signals.check()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        with pytest.raises(StopRequestedError, match="SIGTERM"):
+            signals.check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_wish_ends_the_process_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with StopSignals() as signals, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        now[0] += stopping.SAME_WISH_SECONDS + 1
+        signal.raise_signal(signal.SIGINT)
+    assert signals.received == "SIGINT"
+
+
+def test_a_lost_connection_is_told_from_other_errors() -> None:
+    assert is_lost_connection(
+        RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]")
+    )
+    assert not is_lost_connection(RuntimeError("shape '[2]' is invalid for input of size 3"))
