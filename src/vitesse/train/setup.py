@@ -75,6 +75,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded and recipe.ema:
         raise ConfigError("recipe ema: no moving average with FSDP; set ema=0")
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would take fp32
+        raise ConfigError("recipe precision: fp16 needs a GPU; set precision=bf16 or fp32")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise ConfigError("recipe sync_bn: needs GPUs; set sync_bn=false")
     return accelerator
