@@ -90,6 +90,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.retrieval_epochs > 0)],
     )
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would take fp32
+        raise ConfigError("recipe precision: fp16 needs a GPU; set precision=bf16 or fp32")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise ConfigError("recipe sync_bn: needs GPUs; set sync_bn=false")
     return accelerator

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -79,6 +81,20 @@ def nan_pixels(monkeypatch: pytest.MonkeyPatch, around: Callable[..., None]) -> 
         around(lambda _, number: now.__setitem__(0, number), after)
 
     return spoil
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that lets runs train in half precision with a gradient scaler, as on a GPU."""
+
+    def make(*_: Any) -> Accelerator:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision="fp16")
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        return accelerator
+
+    return lambda: monkeypatch.setattr(loop, "make_accelerator", make)
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +169,12 @@ def test_a_bad_step_is_skipped_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     around: Callable[..., None],
     nan_pixels: Callable[..., None],
+    scaled: Callable[[], None],
     fault: str,
     precision: str,
 ) -> None:
+    if precision == "fp16":
+        scaled()
     states: dict[int, Tensors] = {}
     trainers: list[Trainer] = []
 
@@ -196,6 +215,11 @@ def test_a_bad_step_is_skipped_and_changes_nothing(
     report = (tmp_path / "run" / "report.html").read_text()
     assert "step 3 was skipped: " in report
     assert why in report
+
+
+def test_half_precision_without_a_gpu_is_refused(data: Path, tmp_path: Path, run: Run) -> None:
+    with pytest.raises(ConfigError, match="precision: fp16 needs a GPU; set precision=bf16 or fp32"):
+        run(data, tmp_path / "run", precision="fp16")
 
 
 def test_after_k_bad_steps_in_a_row_the_batch_is_dumped_with_its_names(
