@@ -175,11 +175,16 @@ def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform
     return v2.RandomApply([v2.RandomChoice(kinds)], p=probability) if kinds else None
 
 
+def _blended(x: Tensor, share: float) -> Tensor:
+    """Each entry with `share` of itself and the rest of its neighbour."""
+    return x.roll(1, 0).lerp_(x, share)
+
+
 class _MixUp(v2.MixUp):  # type: ignore[misc]
     """torchvision's, of images and target shares, with one copy of them instead of three."""
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        return inpt.roll(1, 0).lerp_(inpt, float(params["lam"]))
+        return _blended(inpt, params["lam"])
 
 
 class _CutMix(v2.CutMix):  # type: ignore[misc]
@@ -187,7 +192,7 @@ class _CutMix(v2.CutMix):  # type: ignore[misc]
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         if inpt is params["labels"]:
-            return inpt.roll(1, 0).lerp_(inpt, float(params["lam_adjusted"]))
+            return _blended(inpt, params["lam_adjusted"])
         left, top, right, bottom = params["box"]
         inpt[:, :, top:bottom, left:right] = inpt[:, :, top:bottom, left:right].roll(1, 0)
         return inpt
