@@ -25,8 +25,8 @@ PREPROCESS = PreprocessSpec(image_size=(8, 8))
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     first, second = nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=0.3)
-    branch = Residual(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False), second), drop_path=0.9)
-    return nn.Sequential(nn.Conv2d(3, 4, 1), first, branch)
+    branch = Residual(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False)), drop_path=0.9)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), first, branch, second)
 
 
 def normalised(x_BCHW: np.ndarray, norm: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,10 +56,10 @@ def test_statistics_are_those_of_so_many_training_pictures_without_drop_path(
     rows = []
     for x_BCHW in np.array_split(x_NCHW, math.ceil(pictures / 3)):
         y_BCHW, *first = normalised(convolved(x_BCHW, model[0]), model[1])
-        _, *second = normalised(convolved(np.maximum(y_BCHW, 0), model[2].branch[1]), model[2].branch[2])
+        _, *second = normalised(y_BCHW + convolved(np.maximum(y_BCHW, 0), model[2].branch[1]), model[3])
         rows.append((*first, *second))
     expected = [np.mean(column, axis=0) for column in zip(*rows, strict=True)]
-    norms = [fresh[1], fresh[2].branch[2]]
+    norms = [fresh[1], fresh[3]]
     found = [value.double().numpy() for norm in norms for value in (norm.running_mean, norm.running_var)]
     for value, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
