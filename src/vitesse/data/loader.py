@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,9 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
     )
 
 
-def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Iterable[Batch]:
+def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> TrainingBatches:
     """Batches decoded by `workers` processes that live as long as the loader (0: in this one)."""
-    return _Batches(
+    return TrainingBatches(
         pictures,
         batch_sampler=keys,
         num_workers=workers,
@@ -81,7 +81,7 @@ def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: i
     )
 
 
-class _Batches(DataLoader[tuple[Tensor | None, int]]):
+class TrainingBatches(DataLoader[tuple[Tensor | None, int]]):
     """A loader that tells of a killed worker where a batch is waited for, and not in the midst of a step."""
 
     def __iter__(self) -> Any:
@@ -91,6 +91,12 @@ class _Batches(DataLoader[tuple[Tensor | None, int]]):
         batches = super().__iter__()  # it installs a handler that raises whatever the process is doing
         signal.signal(signal.SIGCHLD, before)
         return batches
+
+    def close(self) -> None:
+        """End the worker processes; they ignore the signal by which the interpreter ends them at exit."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._iterator = None
 
 
 def _ignore_signals(_: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -167,10 +167,9 @@ def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform
     """Mixup or CutMix, one of them at random a batch, on images (B, C, H, W) with target shares (B, K).
 
     `mixup` and `cutmix` are the strengths (alpha), 0 is off; `probability` is the share of mixed batches.
-    CutMix writes into the images.
     """
     kinds: Sequence[v2.Transform] = [
-        kind(alpha=alpha) for kind, alpha in ((_MixUp, mixup), (_CutMix, cutmix)) if alpha
+        kind(alpha=alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha
     ]
     return v2.RandomApply([v2.RandomChoice(kinds)], p=probability) if kinds else None
 
@@ -178,21 +177,3 @@ def mix_batches(mixup: float, cutmix: float, probability: float) -> v2.Transform
 def _blended(x: Tensor, share: float) -> Tensor:
     """Each entry with `share` of itself and the rest of its neighbour."""
     return x.roll(1, 0).lerp_(x, share)
-
-
-class _MixUp(v2.MixUp):  # type: ignore[misc]
-    """torchvision's, of images and target shares, with one copy of them instead of three."""
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        return _blended(inpt, params["lam"])
-
-
-class _CutMix(v2.CutMix):  # type: ignore[misc]
-    """torchvision's, in place."""
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        if inpt is params["labels"]:
-            return _blended(inpt, params["lam_adjusted"])
-        left, top, right, bottom = params["box"]
-        inpt[:, :, top:bottom, left:right] = inpt[:, :, top:bottom, left:right].roll(1, 0)
-        return inpt

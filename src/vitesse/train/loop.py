@@ -222,6 +222,7 @@ class Trainer:
                 "from the last checkpoint"
             ) from error
         finally:
+            self.batches.close()
             self.log.close()
         self.folder.check_saved()
         return TrainResult(

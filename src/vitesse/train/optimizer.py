@@ -37,20 +37,8 @@ def clip(accelerator: Accelerator, model: nn.Module, recipe: Recipe) -> Tensor:
     by_norm = recipe.clip_grad if recipe.clip_mode == "norm" and recipe.clip_grad else math.inf
     norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), by_norm)
     if recipe.clip_mode == "agc" and recipe.clip_grad:
-        clip_units(model, recipe.clip_grad)
+        require("timm.utils.agc", "train").adaptive_clip_grad(model.parameters(), recipe.clip_grad)
     return norm
-
-
-@torch.no_grad()
-def clip_units(model: nn.Module, share: float) -> None:
-    """Adaptive clipping (arXiv 2102.06171): no unit's gradient is longer than a share of its weights."""
-    for weight in model.parameters():
-        if weight.grad is None:
-            continue
-        dims = tuple(range(1, weight.ndim)) or None  # a vector is one unit
-        length, longest = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (weight.grad, weight))
-        longest.clamp_(min=1e-3).mul_(share)
-        weight.grad.mul_((longest / length.clamp_(min=1e-6)).clamp_(max=1))
 
 
 def moving_average(model: nn.Module, recipe: Recipe) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -238,19 +240,18 @@ def test_erasing_replaces_a_rectangle_by_noise() -> None:
     assert changed.max() < 16 * 16
 
 
-@pytest.mark.parametrize(("strengths", "theirs"), [((0.8, 0.0), v2.MixUp), ((0.0, 1.0), v2.CutMix)])
-def test_mixing_is_that_of_torchvision(strengths: tuple[float, float], theirs: Any) -> None:
-    mix = mix_batches(*strengths, 1.0)
-    assert mix is not None
-    x_BCHW, targets_BK = torch.rand(6, 3, 16, 16), torch.softmax(torch.randn(6, 4), 1)
-    for seed in range(5):
-        torch.manual_seed(seed)
-        mixed_BCHW, shares_BK = mix(x_BCHW.clone(), targets_BK)
-        torch.manual_seed(seed)
-        reference = v2.RandomApply([v2.RandomChoice([theirs(alpha=max(strengths))])], p=1.0)
-        expected_BCHW, expected_BK = reference(x_BCHW, targets_BK)
-        torch.testing.assert_close(mixed_BCHW, expected_BCHW)
-        torch.testing.assert_close(shares_BK, expected_BK)
+def test_workers_outlive_signals_and_end_when_told(pictures: AugmentedPictures) -> None:
+    batches = training_batches(pictures, ShuffledKeys(len(pictures), 4, 0, ALONE), 1)
+    before = set(multiprocessing.active_children())
+    iterator = iter(batches)
+    next(iterator)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid or 0, number)
+    assert len(list(iterator)) == 2
+    assert worker.is_alive()
+    batches.close()
+    assert not worker.is_alive()
 
 
 def test_a_second_epoch_of_the_same_workers_begins_where_it_is_told(pictures: AugmentedPictures) -> None:
