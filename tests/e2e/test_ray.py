@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,10 +33,20 @@ def start(photos: Path, folder: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+def workers_of(driver: subprocess.Popen[str]) -> Iterator[psutil.Process]:
     """The training processes of the cluster that a driver started."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                yield child
+
+
+def wait_for_step(step: int, metrics: Path, driver: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 300
+    while not metrics.exists() or metrics.read_text().count('"kind": "step"') < step:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -43,14 +54,11 @@ def test_a_run_outlives_a_killed_worker(tmp_path: Path, paint_classes: Callable[
     photos = paint_classes(tmp_path / "photos", per_class=18)
     driver = start(photos, tmp_path, "init=", f"epochs={EPOCHS}")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    until = time.monotonic() + 300
-    while not metrics.exists() or metrics.read_text().count('"kind": "step"') < STEPS + 2:
-        assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    workers_of(driver)[0].kill()
+    wait_for_step(STEPS + 2, metrics, driver)
+    next(workers_of(driver)).kill()
     said, complaints = driver.communicate(timeout=300)
     assert driver.returncode == 0, complaints
+    assert complaints.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
     assert "all start anew from the last checkpoint" in complaints
     assert "resumed at step" in complaints
     assert "Traceback" not in complaints
@@ -67,13 +75,29 @@ def test_a_run_outlives_a_killed_worker(tmp_path: Path, paint_classes: Callable[
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_command_ends_its_workers(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+    photos = paint_classes(tmp_path / "photos", per_class=18)
+    driver = start(photos, tmp_path, "init=", "epochs=500")
+    wait_for_step(2, tmp_path / "run" / "metrics.jsonl", driver)
+    workers = list(workers_of(driver))
+    driver.terminate()
+    said, complaints = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (75, ""), complaints
+    assert complaints.splitlines()[-1] == (
+        "error: stopped by SIGTERM; run the same command again to go on from the last checkpoint"
+    )
+    assert "Traceback" not in complaints
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+@pytest.mark.slow
 def test_what_a_worker_refuses_ends_the_run_at_once(
     tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
     photos = paint_classes(tmp_path / "photos", per_class=18)
     driver = start(photos, tmp_path, "init=absent.safetensors")
     said, complaints = driver.communicate(timeout=300)
-    assert (driver.returncode, said) == (1, "")
+    assert (driver.returncode, said) == (1, ""), complaints
     assert complaints.splitlines()[-1] == "error: absent.safetensors: no such file"
     assert "start anew" not in complaints
     assert "Traceback" not in complaints

@@ -5,26 +5,31 @@ Every worker must reach the data and the run's folder under the same paths: one 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from vitesse.errors import StoppedError, TrainingError, VitesseError, require
 from vitesse.metrics import Scores
-from vitesse.progress import say
+from vitesse.progress import is_first_process, say
 from vitesse.spec import from_mapping
 from vitesse.train.folder import run_files
 from vitesse.train.loop import TrainResult, train
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.record import make_folder
 from vitesse.train.setup import splits
-from vitesse.train.stopping import LostProcessError
+from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals
 
 MAX_FAILURES = 3
 """So often a run goes on from its last checkpoint after a worker was lost."""
-QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-"""For the workers: what they say is passed on as it is, and not logged a second time."""
+POLL_SECONDS = 0.2
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Of Ray: no report to its makers, and what workers say is not logged a second time."""
 
 
 def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any) -> TrainResult:
@@ -39,9 +44,10 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     Raises:
         MissingExtraError: Ray is not installed.
         StoppedError: SIGTERM or SIGINT came; the same call goes on from the last checkpoint.
-        TrainingError: a worker was lost too often.
+        TrainingError: workers were lost too often.
         VitesseError: of `vitesse.train`.
     """
+    os.environ.update({**QUIET, **os.environ})
     ray = require("ray", "scale")
     settings = load_recipe(options["recipe"], options["overrides"], options["model"])
     train_source, val_source = splits(data, settings)
@@ -52,10 +58,12 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     try:
         if started:
             _start(ray, workers)
-        outcome = _fit_again_and_again(ray, call, workers)
-    except (SystemExit, KeyboardInterrupt) as error:  # so Ray's own handlers end a program
+        with StopSignals() as signals, _passed_on(_speech(out)):
+            outcome = _wait_for(lambda: _fit_again_and_again(ray, call, workers), signals)
+    except StopRequestedError as error:
+        ray.shutdown()
         raise StoppedError(
-            "stopped by a signal; run the same command again to go on from the last checkpoint"
+            f"stopped by {error}; run the same command again to go on from the last checkpoint"
         ) from error
     finally:
         if started:
@@ -74,21 +82,34 @@ def _start(ray: Any, workers: int | None) -> None:
     """Join the cluster at `RAY_ADDRESS`, or make one on this machine that has room for the workers."""
     address = os.environ.get("RAY_ADDRESS")
     here = {} if address else {"num_cpus": max(workers or 1, os.cpu_count() or 1), "include_dashboard": False}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address=address,
-        configure_logging=False,
-        logging_config=ray.LoggingConfig(log_level="ERROR"),
-        runtime_env={"env_vars": QUIET},
-        **here,
-    )
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False, **here)
+
+
+def _wait_for(work: Callable[[], dict[str, Any]], signals: StopSignals) -> dict[str, Any]:
+    """What `work` gives, done in another thread, since Ray would take the signals of this one.
+
+    Raises:
+        StopRequestedError: a signal came first.
+    """
+    outcome: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not wait([outcome], POLL_SECONDS).done:
+        signals.check()
+    return outcome.result()
 
 
 def _fit_again_and_again(ray: Any, call: Mapping[str, Any], workers: int | None) -> dict[str, Any]:
     """What the first worker returned in the end.
 
     Raises:
-        TrainingError: a worker was lost too often.
+        TrainingError: workers were lost too often.
         VitesseError: what a worker refused, which it would refuse again.
     """
     for failures in range(MAX_FAILURES + 1):
@@ -107,23 +128,53 @@ def _fit_again_and_again(ray: Any, call: Mapping[str, Any], workers: int | None)
 
 def _trainer(ray: Any, call: Mapping[str, Any], workers: int | None) -> Any:
     settings = require("ray.train", "scale")
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    room = ray.cluster_resources()
+    gpus = int(room.get("GPU", 0))
+    count = workers or gpus or sum(node["Alive"] for node in ray.nodes())
+    if count > (places := gpus or int(room.get("CPU", 0))):
+        say(f"the Ray cluster has room for {places} of {count} workers: training waits until there is more")
     return require("ray.train.torch", "scale").TorchTrainer(
         _work,
         train_loop_config={"folder": str(Path.cwd()), "call": call},
-        scaling_config=settings.ScalingConfig(num_workers=workers or gpus or nodes, use_gpu=gpus > 0),
-        run_config=settings.RunConfig(
-            name="ray", storage_path=call["out"], logging_config=settings.LoggingConfig(log_level="ERROR")
-        ),
+        scaling_config=settings.ScalingConfig(num_workers=count, use_gpu=gpus > 0),
+        run_config=settings.RunConfig(name="ray", storage_path=call["out"]),
     )
 
 
 def _work(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What each worker does."""
+    """What each worker does; the first tells the driver how it goes."""
     os.chdir(config["folder"])
-    result = train(**config["call"])
+    speech = _speech(Path(config["call"]["out"])) if is_first_process() else Path(os.devnull)
+    with speech.open("a", encoding="utf-8", buffering=1) as file, contextlib.redirect_stderr(file):
+        result = train(**config["call"])
     return {"scores": result.scores.to_dict(), "refused": list(result.refused)}
+
+
+def _speech(out: Path) -> Path:
+    """Where the first worker says what the driver passes on."""
+    return out / "ray" / "log.txt"
+
+
+@contextlib.contextmanager
+def _passed_on(path: Path) -> Iterator[None]:
+    """Show on stderr what is written to a file meanwhile."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    ended = Event()
+
+    def follow() -> None:
+        with path.open(encoding="utf-8") as file:
+            while not ended.wait(POLL_SECONDS):
+                print(file.read(), end="", file=sys.stderr, flush=True)
+            print(file.read(), end="", file=sys.stderr, flush=True)
+
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
 
 
 def _causes(error: Any) -> list[BaseException]:
