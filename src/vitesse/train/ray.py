@@ -55,19 +55,20 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     make_folder(out)
     call = {"data": str(data), **options, "out": str(out)}
     started = not ray.is_initialized()
-    try:
-        if started:
-            _start(ray, workers)
-        with StopSignals() as signals, _passed_on(_speech(out)):
-            outcome = _wait_for(lambda: _fit_again_and_again(ray, call, workers), signals)
-    except StopRequestedError as error:
-        ray.shutdown()
-        raise StoppedError(
-            f"stopped by {error}; run the same command again to go on from the last checkpoint"
-        ) from error
-    finally:
-        if started:
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of lost workers
+        try:
+            if started:
+                _start(ray, workers)
+            with StopSignals() as signals, _passed_on(_speech(out)):
+                outcome = _wait_for(lambda: _fit_again_and_again(ray, call, workers), signals)
+        except StopRequestedError as error:
             ray.shutdown()
+            raise StoppedError(
+                f"stopped by {error}; run the same command again to go on from the last checkpoint"
+            ) from error
+        finally:
+            if started:
+                ray.shutdown()
     return TrainResult(
         scores=from_mapping(Scores, outcome["scores"]),
         refused=tuple(outcome["refused"]),
