@@ -569,6 +569,7 @@ def test_a_killed_reader_is_told_and_the_run_goes_on_exactly(
     around(kill)
     with pytest.raises(TrainingError, match=r"killed at step \d.*with a lower workers=") as caught:
         run(data, tmp_path / "run", workers=2, log_every=1)
+    assert not multiprocessing.active_children()
     assert "\n" not in str(caught.value)
     around()
     run(data, tmp_path / "run", workers=0, log_every=1)
@@ -576,8 +577,11 @@ def test_a_killed_reader_is_told_and_the_run_goes_on_exactly(
     assert losses(tmp_path / "run") == losses(whole)
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ConnectionResetError()]
+)
 def test_a_reader_lost_between_the_parts_of_a_step_leaves_the_statistics_of_the_step_before(
-    data: Path, tmp_path: Path, run: Run, weights: Weights, same: Same
+    data: Path, tmp_path: Path, run: Run, weights: Weights, same: Same, error: Exception
 ) -> None:
     run(data, tmp_path / "whole", epochs=1, accumulate=2)
     make = loop.training_batches
@@ -589,7 +593,7 @@ def test_a_reader_lost_between_the_parts_of_a_step_leaves_the_statistics_of_the_
         def __iter__(self) -> Iterator[Any]:
             for number, batch in enumerate(self.batches):
                 if number == 5:
-                    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+                    raise error
                 yield batch
 
     with pytest.MonkeyPatch.context() as patch:
