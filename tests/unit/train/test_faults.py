@@ -565,6 +565,7 @@ def test_a_killed_reader_is_told_and_the_run_goes_on_exactly(
             for child in multiprocessing.active_children()[:1]:
                 assert child.pid is not None
                 os.kill(child.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
     around(kill)
     with pytest.raises(TrainingError, match=r"killed at step \d.*with a lower workers=") as caught:
