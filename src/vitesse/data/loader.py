@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +68,8 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
     )
 
 
-def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Any:
-    """Batches decoded by `workers` processes (0: in this one); an iterator of them is to be closed."""
+def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> Iterable[Batch]:
+    """Batches decoded by `workers` processes (0: in this one)."""
     return _Batches(
         pictures,
         batch_sampler=keys,
@@ -82,31 +81,15 @@ def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: i
 
 
 class _Batches(DataLoader[tuple[Tensor | None, int]]):
-    """A loader whose iterators, once closed, leave no process behind: an ignored SIGTERM would not end it.
-
-    It tells of a killed worker where a batch is waited for, and not in the midst of a step.
-    """
+    """A loader that tells of a killed worker where a batch is waited for, and not in the midst of a step."""
 
     def __iter__(self) -> Any:
-        if not self.num_workers:
-            yield from super().__iter__()
-            return
-        with _handler_kept("SIGCHLD"):  # torch installs one that raises whatever the process is doing
-            batches: Any = super().__iter__()
-        try:
-            yield from batches
-        finally:
-            batches._shutdown_workers()
-
-
-@contextlib.contextmanager
-def _handler_kept(name: str) -> Iterator[None]:
-    """Put a signal's handler back afterwards, where there is such a signal and this thread may."""
-    number = getattr(signal, name, None)
-    before = number and signal.getsignal(number)
-    yield
-    if number and threading.current_thread() is threading.main_thread():
-        signal.signal(number, before)
+        if not self.num_workers or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()  # it installs a handler that raises whatever the process is doing
+        signal.signal(signal.SIGCHLD, before)
+        return batches
 
 
 def _ignore_signals(_: int) -> None:

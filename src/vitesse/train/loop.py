@@ -8,7 +8,6 @@ Shape suffixes: N pictures of the source, K classes.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -219,8 +218,7 @@ class Trainer:
         found = None
         try:
             while self.progress.epochs < self.recipe.epochs:
-                with contextlib.closing(iter(self.batches)) as batches:
-                    self._train_epoch(self.progress.epochs, batches)
+                self._train_epoch(self.progress.epochs)
                 found = self._close_epoch()
             if found is None:
                 found = self._validate(self._model_to_keep())
@@ -274,7 +272,7 @@ class Trainer:
         if strict and found.unreadable:
             raise DataError(f"--strict: {found.lines()[-1]}; mend or remove it")
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> None:
+    def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet."""
         first = self.progress.step - epoch * self.keys.steps_per_epoch
         self.keys.start_at(epoch, first)
@@ -282,6 +280,7 @@ class Trainer:
         log_every = self.recipe.log_every or max(1, self.keys.steps_per_epoch // ROWS_AN_EPOCH)
         started = saved = logged = time.monotonic()
         logged_steps = 0
+        batches = iter(self.batches)
         for _ in track(
             range(first, self.keys.steps_per_epoch), self._headline, self.keys.steps_per_epoch - first
         ):
