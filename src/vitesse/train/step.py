@@ -135,8 +135,8 @@ class TrainingStep:
     def _read(self, batches: Iterator[Batch]) -> Batch:
         try:
             return next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             self.buffers.restore()
             raise LostWorkerError(str(error)) from error
