@@ -53,7 +53,7 @@ from vitesse.data.transforms import Augment
 from vitesse.files import write_atomically
 from vitesse.runtime.decode import DEFAULT_LIMITS, decode
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
-from vitesse.train.checkpoint import _digest, gather_training
+from vitesse.train.checkpoint import digest, gather_training
 from vitesse.train.folder import RunFacts
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe import Recipe
@@ -408,7 +408,7 @@ def bookkeeping(args: argparse.Namespace) -> dict[str, Any]:
             "step": lambda: side.step(batches),
             "keep_buffers": trainer.step.buffers.keep,
             "gather": lambda: gather_training(trainer.model, trainer.optimizer.optimizer),
-            "digest": lambda: _digest(tensors),
+            "digest": lambda: digest(tensors),
             "state": lambda: trainer.checkpoints.save(trainer.progress),
             "state_and_model": trainer._save,
         }

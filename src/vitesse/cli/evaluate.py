@@ -22,7 +22,10 @@ from vitesse.cli.options import (
 
 def run(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Class folders, Parquet, or labels.tsv with images/.")
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Class folders, a list of files, Parquet, WebDataset shards, or SET:FOLDER."
+        ),
     ],
     model: Model = None,
     arch: Arch = None,

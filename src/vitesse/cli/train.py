@@ -65,7 +65,8 @@ def run(
     with from_extra("train"):
         from vitesse.train import train
 
-    folder = out or Path("runs") / (Path(data.rstrip("/")).stem.partition(":")[0] or "run")
+    name = Path(data).name if Path(data).is_dir() else Path(data).stem.partition(":")[0]
+    folder = out or Path("runs") / (name or "run")
     options: dict[str, Any] = {"model": model, "out": folder, "recipe": recipe, "strict": strict}
     options["overrides"] = overrides or []
     if ray:

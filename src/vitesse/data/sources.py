@@ -17,13 +17,14 @@ from vitesse.data.files import (
     subfolders,
 )
 from vitesse.data.parquet import ParquetSource, find_shards
-from vitesse.data.subset import Relabelled, Subset, hold_out, take
+from vitesse.data.subset import HELD_OUT_SHARE, Relabelled, Subset, hold_out, take
 from vitesse.data.table import ArrowSource, open_dataset, open_saved
 from vitesse.data.tar import TarSource
 from vitesse.data.torchvision_sets import SETS, open_set
 from vitesse.errors import DataError
 
 __all__ = [
+    "HELD_OUT_SHARE",
     "ArrowSource",
     "FileSource",
     "ParquetSource",

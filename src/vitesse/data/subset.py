@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from vitesse.data.contract import Source, digest
 
+HELD_OUT_SHARE = 0.1
+"""Of data without splits, what is held out of training."""
+
 
 class Subset:
     """Some pictures of a source, by index."""

@@ -104,6 +104,10 @@ class Checkpoints:
         first()
         save_tensors(self.folder / "last" / STATE_FILE, tensors, header)
 
+    def exist(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / "last" / STATE_FILE).exists()
+
     def resume(self) -> Progress | None:
         """Put back the state of the run; None where there is none.
 

@@ -6,7 +6,8 @@ import time
 
 import torch
 
-PHASES = ("data", "forward", "backward", "update")
+LAST_PHASE = "update"
+PHASES = ("data", "forward", "backward", LAST_PHASE)
 
 
 class StepClock:
@@ -27,8 +28,9 @@ class StepClock:
         """A phase ends now, and the next begins."""
         self._mark(phase)
 
-    def read(self, steps: int) -> dict[str, float]:
-        """Mean seconds a step of each phase, `{phase}_s`, and begin anew."""
+    def read(self) -> dict[str, float]:
+        """Mean seconds a step of each phase, `{phase}_s`, of the steps since the last reading."""
+        steps = max(1, sum(phase == LAST_PHASE for phase, _ in self._marks))
         sums = dict.fromkeys(PHASES, 0.0)
         if self.on_gpu:
             torch.cuda.synchronize()

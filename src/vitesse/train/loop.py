@@ -21,7 +21,7 @@ from vitesse.data.check import check_data, check_trainable
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
 from vitesse.data.sources import Source
-from vitesse.errors import DataError, StoppedError, TrainingError
+from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
 from vitesse.metrics import Outcomes, Scores
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
@@ -145,7 +145,7 @@ class Trainer:
         self.clock = StepClock(accelerator.device)
 
         torch.manual_seed(recipe.seed)
-        model = initial_model(facts.spec, recipe)
+        model = initial_model(facts.spec, recipe, self.log.note)
         self.model, self.optimizer = accelerator.prepare(model, adamw(model, recipe))
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
         self.average = moving_average(self.plain, recipe)
@@ -154,12 +154,13 @@ class Trainer:
         )
         self.folder = RunFolder(facts, self.log, checkpoints)
         self.drop_path = DropPathSchedule(recipe, self.plain)
-        targets_NK, teacher = targets_and_teacher(facts, accelerator, signals.check)
+        targets, teacher = targets_and_teacher(facts, accelerator, signals.check)
         objective = Objective(
             recipe,
             torch.compile(self.model) if recipe.compile else self.model,
             teacher,
             self.average and self.average.module,
+            accelerator.autocast,
         )
         self.step = TrainingStep(
             recipe,
@@ -168,7 +169,7 @@ class Trainer:
             self.optimizer,
             self.average,
             objective,
-            targets_NK,
+            targets,
             facts.preprocess,
             self.clock,
         )
@@ -240,7 +241,7 @@ class Trainer:
         Raises:
             DataError: `strict`, and a picture cannot be decoded.
         """
-        if not strict and not self.accelerator.is_main_process:
+        if not strict and (not self.accelerator.is_main_process or self.folder.checkpoints.exist()):
             return
         workers = max(1, self.recipe.workers)
         found = check_data(self.facts.train_source, self.facts.val_source, decode=strict, workers=workers)
@@ -375,19 +376,24 @@ class Trainer:
                 self.recipe,
                 self.signals,
             )
-        except DataError:
+        except VitesseError:
             self._save()
             raise
 
-    def _model_to_keep(self) -> nn.Module:
-        """What is evaluated and saved as the model: the weights or their average."""
-        recipe = self.recipe
-        weights: nn.Module = self.average.module if self.average and recipe.evaluate_ema else self.plain
-        if recipe.bn_images:
-            return with_fresh_statistics(
-                weights, self.facts.train_source, self.facts.preprocess, recipe, self.accelerator.device
-            )
+    def _weights(self) -> nn.Module:
+        """The weights, or their average where that is evaluated."""
+        weights: nn.Module = self.average.module if self.average and self.recipe.evaluate_ema else self.plain
         return weights
+
+    def _model_to_keep(self) -> nn.Module:
+        """What is evaluated and saved as the model, with fresh statistics where the recipe wants them."""
+        facts, weights = self.facts, self._weights()
+        if not self.recipe.bn_images:
+            return weights
+        device, check = self.accelerator.device, self.signals.check
+        return with_fresh_statistics(
+            weights, facts.train_source, facts.preprocess, self.recipe, device, check
+        )
 
     def _resume(self) -> None:
         progress = self.folder.checkpoints.resume()
@@ -398,7 +404,7 @@ class Trainer:
             self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
-        self.folder.save(self.progress, model or self._model_to_keep(), best)
+        self.folder.save(self.progress, model or self._weights(), best)
 
     def _log_steps(self, result: StepResult, steps: int, seconds: float) -> None:
         self.log.add(
@@ -410,7 +416,7 @@ class Trainer:
                 "lr": result.lr,
                 "grad_norm": result.grad_norm,
                 "img_per_s": self.recipe.batch_size * steps / seconds,
-                **self.clock.read(steps),
+                **self.clock.read(),
             },
         )
 

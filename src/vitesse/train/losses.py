@@ -5,6 +5,7 @@ Shape suffixes: B images, K classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,6 +13,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RETRIEVAL_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the pictures of a source should be taken for.
+
+    Attributes:
+        labels_N: class indices.
+        smoothing: share of a target that is spread over all classes.
+        shares_NK: a teacher's target shares of every picture, mixed in with weight `alpha`.
+    """
+
+    labels_N: Tensor
+    num_classes: int
+    smoothing: float
+    shares_NK: Tensor | None = None
+    alpha: float = 0.0
+
+    def of(self, indices_B: Tensor) -> Tensor:
+        """The target shares (B, K) of some pictures."""
+        targets_BK = smooth_targets(self.labels_N[indices_B], self.num_classes, self.smoothing)
+        if self.shares_NK is None:
+            return targets_BK
+        return torch.lerp(targets_BK, self.shares_NK[indices_B].float(), self.alpha)
 
 
 def smooth_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:

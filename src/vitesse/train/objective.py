@@ -6,6 +6,7 @@ Shape suffixes: B images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,11 +29,18 @@ class Objective:
         forward: the model as it is run, wrapped or compiled.
         teacher: asked at every step, if any.
         average: the moving average of the model, which MESA needs.
+        autocast: the precision in which both are asked.
     """
 
     def __init__(
-        self, recipe: Recipe, forward: Callable[..., Any], teacher: Teacher | None, average: nn.Module | None
+        self,
+        recipe: Recipe,
+        forward: Callable[..., Any],
+        teacher: Teacher | None,
+        average: nn.Module | None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        self.autocast = autocast
         self.recipe, self.forward, self.teacher, self.average = recipe, forward, teacher, average
         self.label_loss = binary_cross_entropy if recipe.loss == "bce" else soft_cross_entropy
 
@@ -56,7 +64,8 @@ class Objective:
         if self.teacher is None:
             return loss
         kind, alpha = self.recipe.distill, self.recipe.distill_alpha
-        teacher_BK = self.teacher(x_BCHW)
+        with self.autocast():
+            teacher_BK = self.teacher(x_BCHW)
         distilled = distillation_loss(distilled_BK, teacher_BK, kind, self.recipe.distill_temperature)
         return (1 - alpha) * loss + alpha * distilled
 
@@ -64,5 +73,6 @@ class Objective:
     def _own_average(self, x_BCHW: Tensor) -> Tensor:
         """What the moving average says of the images, as target shares (B, K)."""
         assert self.average is not None  # the recipe refuses mesa without ema
-        logits_BK: Tensor = self.average(x_BCHW).float()
+        with self.autocast():
+            logits_BK: Tensor = self.average(x_BCHW).float()
         return logits_BK.sigmoid() if self.recipe.loss == "bce" else logits_BK.softmax(-1)

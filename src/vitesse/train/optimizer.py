@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,10 +65,24 @@ class KeptBuffers:
 
     @torch.no_grad()
     def keep(self) -> None:
-        for copy, buffer in zip(self.copies, self.buffers, strict=True):
-            copy.copy_(buffer)
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
-        for copy, buffer in zip(self.copies, self.buffers, strict=True):
-            buffer.copy_(copy)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.copies)
+
+    @torch.no_grad()
+    def share(self, accelerator: Accelerator) -> None:
+        """Give all processes the mean of their statistics, so that what each evaluates is what is saved."""
+        floats = [buffer for buffer in self.buffers if buffer.is_floating_point()]
+        if floats:
+            mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in floats]), "mean")
+            torch._foreach_copy_(floats, [*_like(floats, mean)])
+
+
+def _like(tensors: list[Tensor], flat: Tensor) -> Iterator[Tensor]:
+    """Parts of a flat tensor in the shapes of others."""
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return (part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))

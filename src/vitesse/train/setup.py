@@ -5,6 +5,7 @@ Shape suffixes: N pictures of the source, K classes.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,11 +15,11 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import PrefixStore, TCPStore, init_process_group  # type: ignore[attr-defined]
 
 from vitesse.data.sampler import Share
-from vitesse.data.sources import Source, hold_out, open_source, take
+from vitesse.data.sources import HELD_OUT_SHARE, Source, hold_out, open_source, take
 from vitesse.data.transforms import Augment
 from vitesse.errors import ConfigError, DataError, WeightsError
 from vitesse.models import build
@@ -27,14 +28,15 @@ from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
 from vitesse.spec import ModelSpec
 from vitesse.train.folder import RunFacts
-from vitesse.train.losses import smooth_targets, teacher_shares
+from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.recipe import Recipe
 from vitesse.train.record import check_trackers
 from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
-HELD_OUT_SHARE = 0.1
+FEWEST_STEPS = 4
+"""Of an epoch, where the pictures are fewer than a step should take."""
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """Ways of accelerate to spread one model over processes, none of which the loop knows."""
 
@@ -47,8 +49,12 @@ def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
     """
     try:
         train_source, val_source = open_source(data, "train"), open_source(data, "test")
-    except DataError:
-        train_source, val_source = hold_out(open_source(data), HELD_OUT_SHARE, recipe.seed)
+    except DataError as error:
+        try:
+            whole = open_source(data)
+        except DataError:
+            raise error from None  # there are splits, and one of them cannot be read
+        train_source, val_source = hold_out(whole, HELD_OUT_SHARE, recipe.seed)
     if train_source.fingerprint == val_source.fingerprint:
         train_source, val_source = hold_out(train_source, HELD_OUT_SHARE, recipe.seed)
     if train_source.class_names != val_source.class_names:
@@ -135,28 +141,30 @@ def fitted(recipe: Recipe, num_images: int, share: Share) -> Recipe:
         )
     if num_images >= recipe.batch_size:
         return recipe
-    fitting = num_images // share.parts * share.parts
-    if not fitting:
-        raise DataError(f"expected at least {share.parts} training pictures, got {num_images}")
+    fitting = 2 ** int(math.log2(max(num_images / FEWEST_STEPS, 1)))  # many numbers of processes divide it
+    fitting = -(-fitting // share.parts) * share.parts
+    if num_images < fitting:
+        raise DataError(f"expected at least {fitting} training pictures, got {num_images}")
     say(f"{num_images} training pictures: batch_size is lowered from {recipe.batch_size} to {fitting}")
     return replace(recipe, batch_size=fitting)
 
 
-def initial_model(spec: ModelSpec, recipe: Recipe) -> nn.Module:
-    """The model as the recipe starts it."""
+def initial_model(spec: ModelSpec, recipe: Recipe, note: Callable[[str], None]) -> nn.Module:
+    """The model as the recipe starts it; `note` is told with which weights."""
     model = build(spec)
     if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
         raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
     if recipe.init in ("auto", "published"):
         say(f"{spec.name}: fetching published weights to start from")
         try:
-            say(f"{spec.name}: {start_from(model, _published(spec.name)).explain()}")
+            path = _published(spec.name)
+            note(f"started from published weights of {spec.name}: {start_from(model, path).explain()}")
         except WeightsError as error:
             if recipe.init == "published":
                 raise
-            say(f"{error}; training from scratch, which needs far more pictures and epochs")
+            note(f"{error}; training from scratch, which needs far more pictures and epochs")
     elif recipe.init:
-        say(f"{recipe.init}: {start_from(model, recipe.init).explain()}")
+        note(f"started from {recipe.init}: {start_from(model, recipe.init).explain()}")
     _check_sizes(model, recipe.train_sizes)
     if recipe.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -197,23 +205,22 @@ def augmentation(recipe: Recipe) -> Augment:
 
 def targets_and_teacher(
     facts: RunFacts, accelerator: Accelerator, check: Callable[[], None]
-) -> tuple[Tensor, Teacher | None]:
-    """The target shares of every picture, (N, K), and the teacher to ask at every step, if any.
+) -> tuple[Targets, Teacher | None]:
+    """What every picture should be taken for, and the teacher to ask at every step, if any.
 
     A teacher that is asked once a picture is mixed into the targets; `check` is called before each of its
     batches, and may raise.
     """
     recipe, source = facts.recipe, facts.train_source
-    labels_N = torch.from_numpy(source.labels)
-    targets_NK = smooth_targets(labels_N, len(source.class_names), recipe.label_smoothing)
+    targets = Targets(torch.from_numpy(source.labels), len(source.class_names), recipe.label_smoothing)
     teacher = load_teacher(recipe, facts.spec.num_classes)
     if teacher is not None:
         teacher.to(accelerator.device)
     if teacher is None or not recipe.teacher_cache:
-        return targets_NK, teacher
+        return targets, teacher
     path = facts.out / "teacher_logits.safetensors"
     preprocess = replace(facts.preprocess, image_size=teacher.image_size)
     with accelerator.main_process_first():
         logits_NK = cached_logits(teacher, source, preprocess, path, recipe.workers, check)
     shares_NK = teacher_shares(logits_NK, recipe.distill, recipe.distill_temperature)
-    return torch.lerp(targets_NK, shares_NK, recipe.distill_alpha), None
+    return replace(targets, shares_NK=shares_NK, alpha=recipe.distill_alpha), None

@@ -21,6 +21,7 @@ from vitesse.data.loader import Batch
 from vitesse.data.transforms import DeviceTransform, mix_batches
 from vitesse.spec import PreprocessSpec
 from vitesse.train.clock import StepClock
+from vitesse.train.losses import Targets
 from vitesse.train.objective import Objective
 from vitesse.train.optimizer import KeptBuffers, clip, update_average
 from vitesse.train.recipe import Recipe
@@ -66,7 +67,7 @@ class TrainingStep:
     Args:
         model: as prepared by accelerate, like `optimizer`.
         average: timm's moving average of the unwrapped model, or None.
-        targets_NK: target shares of every picture of the source.
+        targets: of every picture of the source.
     """
 
     def __init__(
@@ -77,13 +78,13 @@ class TrainingStep:
         optimizer: Any,
         average: Any,
         objective: Objective,
-        targets_NK: Tensor,
+        targets: Targets,
         preprocess: PreprocessSpec,
         clock: StepClock,
     ) -> None:
         self.recipe, self.accelerator, self.clock = recipe, accelerator, clock
         self.model, self.optimizer, self.average = model, optimizer, average
-        self.objective, self.targets_NK = objective, targets_NK
+        self.objective, self.targets = objective, targets
         self.transform = DeviceTransform(preprocess, recipe.random_erase).to(accelerator.device)
         self.mix = mix_batches(recipe.mixup, recipe.cutmix, recipe.mix_prob)
         self.plain: nn.Module = accelerator.unwrap_model(model)
@@ -149,7 +150,7 @@ class TrainingStep:
         before = None if weight else KeptBuffers(self.plain)
         side = size_at(recipe, int(epoch), step)
         x_BCHW = self.transform(images_BCHW.to(device, non_blocking=True), (side, side))
-        targets_BK = self.targets_NK[indices_B].to(device, non_blocking=True)
+        targets_BK = self.targets.of(indices_B).to(device, non_blocking=True)
         if self.mix is not None:
             x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
         count = max(1, len(x_BCHW) - self._left_out())
@@ -196,7 +197,10 @@ class TrainingStep:
         self.optimizer.zero_grad()
         if bad:
             self.buffers.restore()
-        elif self.average is not None:
+            return bad
+        if self.accelerator.num_processes > 1:
+            self.buffers.share(self.accelerator)
+        if self.average is not None:
             update_average(self.average, self.plain, self.recipe, step)
         return bad
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.data.sources import Source, Subset, take
-from vitesse.errors import DataError, ImageError
+from vitesse.errors import DataError, ImageError, VitesseError
 from vitesse.metrics import Outcomes, outcomes
 from vitesse.models.engine import TorchEngine
+from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
@@ -43,7 +46,7 @@ def validate(
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
     engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
-    found, stopped, refusal = None, False, ""
+    found: Outcomes | VitesseError | None = None
     try:
         found = outcomes(
             engine,
@@ -52,32 +55,42 @@ def validate(
             workers=max(1, recipe.workers),
             mux_width=getattr(weights, "mux_width", 1),
         )
+        if world > 1:
+            found = dataclasses.replace(found, pictures_B=mine[found.pictures_B])
     except StopRequestedError:
-        stopped = True
-    except DataError as error:  # another process may have pictures that can be read
-        refusal = str(error)
-    if world == 1:
-        parts = [found]
-    else:
-        moved = found and dataclasses.replace(found, pictures_B=mine[found.pictures_B])
-        parts, halts = gather_object([moved]), gather_object([stopped])
-        stopped = any(halts)
-    if stopped:
+        pass
+    except VitesseError as error:  # told to the others, who would wait for this process
+        found = error
+    parts = gather_object([found]) if world > 1 else [found]
+    if any(part is None for part in parts):
         raise StopRequestedError(signals.received or "another process")
-    if not any(parts):
-        raise DataError(refusal)
-    return Outcomes.joined([part for part in parts if part is not None])
+    whole = [part for part in parts if isinstance(part, Outcomes)]
+    errors = [part for part in parts if isinstance(part, VitesseError)]
+    if errors and not (whole and all(isinstance(error, DataError) for error in errors)):
+        raise errors[0]  # a process whose part holds no readable picture matters only where all are so
+    return Outcomes.joined(whole)
 
 
-@torch.no_grad()
 def with_fresh_statistics(
-    weights: nn.Module, source: Source, preprocess: PreprocessSpec, recipe: Recipe, device: torch.device
+    weights: nn.Module,
+    source: Source,
+    preprocess: PreprocessSpec,
+    recipe: Recipe,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """A copy of a model whose BatchNorm statistics are those of `recipe.bn_images` training pictures.
 
     They are means over batches of about `BN_BATCH` pictures, prepared as for an evaluation; everything but
-    BatchNorm behaves as in one.
+    BatchNorm behaves as in one. `check` is called before every batch, and may raise.
     """
+
+    def load(index: int) -> NDArray[np.float32] | None:
+        try:
+            return load_tensor(drawn.read(index), preprocess)
+        except (ImageError, OSError):
+            return None
+
     model = copy.deepcopy(weights).eval()
     norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
     for norm, _ in norms:
@@ -85,13 +98,13 @@ def with_fresh_statistics(
         norm.momentum = None  # which makes torch take the mean of all batches
         norm.train()
     drawn = take(source, recipe.bn_images, recipe.seed)
-    for part in np.array_split(np.arange(len(drawn)), math.ceil(len(drawn) / BN_BATCH)):
-        pictures = []
-        for index in part.tolist():
-            with contextlib.suppress(ImageError, OSError):
-                pictures.append(load_tensor(drawn.read(index), preprocess))
-        if len(pictures) > 1:
-            model(torch.from_numpy(np.stack(pictures)).to(device))
+    parts = np.array_split(np.arange(len(drawn)), math.ceil(len(drawn) / BN_BATCH))
+    with ThreadPoolExecutor(max(1, recipe.workers)) as pool:
+        for part in track(parts, "statistics", len(parts)):
+            check()
+            pictures = [picture for picture in pool.map(load, part.tolist()) if picture is not None]
+            if len(pictures) > 1:
+                model(torch.from_numpy(np.stack(pictures)).to(device))
     for norm, momentum in norms:
         norm.momentum = momentum
     return model.eval()
