@@ -105,12 +105,12 @@ def test_unreadable_pictures_are_counted_and_the_run_finishes(
     assert len(result.refused) + result.scores.refused == 2
 
 
-def test_fewer_pictures_than_a_batch_are_one_batch(
+def test_fewer_pictures_than_a_batch_make_smaller_batches(
     colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     run(colours, tmp_path / "run", batch_size=512, epochs=1)
-    assert "54 training pictures: batch_size is lowered from 512 to 54" in capsys.readouterr().err
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batch_size"] == 54
+    assert "54 training pictures: batch_size is lowered from 512 to 8" in capsys.readouterr().err
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batch_size"] == 8
 
 
 def test_splits_of_other_classes_are_refused(

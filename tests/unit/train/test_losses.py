@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitesse.train.losses import (
+    Targets,
     distillation_loss,
     retrieval_loss,
     smooth_targets,
@@ -81,3 +82,12 @@ def test_retrieval_teaches_what_comes_out_and_not_what_goes_in() -> None:
     retrieval_loss(found, own).backward()
     assert found.grad is not None
     assert own.grad is None
+
+
+def test_targets_are_smoothed_labels_with_a_teachers_shares_mixed_in() -> None:
+    labels_N, shares_NK = torch.tensor([2, 0, 1, 2]), torch.softmax(torch.randn(4, 3), 1)
+    chosen_B = torch.tensor([3, 1])
+    alone_BK = Targets(labels_N, 3, 0.1).of(chosen_B)
+    torch.testing.assert_close(alone_BK, torch.tensor([[1, 1, 28], [28, 1, 1]]) / 30)
+    taught_BK = Targets(labels_N, 3, 0.1, shares_NK, 0.25).of(chosen_B)
+    torch.testing.assert_close(taught_BK, 0.75 * alone_BK + 0.25 * shares_NK[chosen_B])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from vitesse.models import create_model
 from vitesse.train import train
-from vitesse.train.optimizer import adamw, clip, moving_average, update_average
+from vitesse.train.optimizer import KeptBuffers, adamw, clip, moving_average, update_average
 from vitesse.train.recipe import Recipe
 from vitesse.train.schedule import ema_decay_at
 
@@ -172,3 +173,14 @@ def test_the_model_is_the_average_or_has_it_beside(
         average = load_file(beside)
         assert average.keys() == model.keys()
         assert all(torch.equal(value, state["ema." + name]) for name, value in average.items())
+
+
+def test_buffers_are_kept_and_put_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    kept = KeptBuffers(model)
+    kept.keep()
+    before = copy.deepcopy(model.state_dict())
+    model(torch.full((2, 3, 4, 4), float("nan")))
+    assert not model[1].running_mean.isfinite().all()
+    kept.restore()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

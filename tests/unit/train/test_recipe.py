@@ -158,10 +158,11 @@ def test_the_high_resolution_stage_is_its_author_s(side: int) -> None:
 def test_transfer_is_its_author_s() -> None:
     found = settled("transfer", "efficientvit_m5")
     changed = {
+        "resize": "squash",
+        "precision": "fp32",
         "batch_size": 256,
         "peak_lr": 1e-3,
         "weight_decay": 1e-8,
-        "precision": "auto",
         "init": "published",
     }
     assert_has(found, **AS_DEIT | AS_MSRA | changed)

@@ -189,7 +189,7 @@ def test_every_family_trains_at_sizes_other_than_its_own(
 def test_a_size_that_a_model_cannot_take_is_refused_before_the_first_step(
     model: str, sizes: list[int], reason: str, tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
-    data = paint_classes(tmp_path / "data", per_class=4)
+    data = paint_classes(tmp_path / "data", per_class=6)
     with pytest.raises(ConfigError, match=f"recipe train_sizes: cannot train {reason}") as caught:
         train(data, model=model, out=tmp_path / "run", overrides=TINY | {"train_sizes": sizes})
     assert "\n" not in str(caught.value)
