@@ -17,7 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError
+from vitesse.metrics import score
+from vitesse.models import load_checkpoint
+from vitesse.models.engine import TorchEngine
+from vitesse.spec import PreprocessSpec
 from vitesse.train.checkpoint import Progress, read_progress
 from vitesse.train.recipe import Recipe
 from vitesse.train.setup import make_accelerator
@@ -240,3 +245,15 @@ def test_a_model_spread_over_processes_is_refused(
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     with pytest.raises(ConfigError, match=f"launched with {kind}: .* launch it with torchrun"):
         make_accelerator(Recipe(), tmp_path)
+
+
+@pytest.mark.slow
+def test_what_two_processes_score_is_what_they_save(tmp_path: Path, photos: Path) -> None:
+    """BatchNorm's statistics, and the average of them, are the same in both."""
+    run = Run(photos, tmp_path, "efficientvit_m0", ("ema=0.9",))
+    code, said = run.together()
+    assert code == 0, said
+    model, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
+    _, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
+    found = score(TorchEngine(model), held_out, PreprocessSpec(image_size=(32, 32)))
+    assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from vitesse.cli import run
-from vitesse.data.sources import FileSource, open_source, take
+from vitesse.data.sources import HELD_OUT_SHARE, FileSource, hold_out, open_source, take
 from vitesse.errors import DataError
 from vitesse.evaluate import evaluate
 from vitesse.metrics import label_ranks, outcomes, score, score_in_groups, with_classes
@@ -340,3 +340,19 @@ def test_people_read_all_figures_in_a_few_lines(
     path.write_text("[[")
     assert run(arguments) == 1
     assert capsys.readouterr().err.startswith(f"error: {path}: expected JSON")
+
+
+def test_of_data_without_splits_the_part_that_was_trained_on_is_left_out(
+    tmp_path: Path,
+    make_artefact: Callable[..., Path],
+    paint_classes: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = paint_classes(tmp_path / "data", per_class=10)
+    names = ["blue", "green", "red", *(f"class {index}" for index in range(3, 10))]
+    for seed, images in ((3, 3), (4, 30)):  # of the run's seed, and of another
+        seen, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
+        provenance = {"data": seen.fingerprint, "recipe": {"seed": seed}}
+        path = make_artefact({"provenance": provenance, "class_names": names})
+        assert evaluate(data, model=path, engine="onnxruntime").images == images
+    assert capsys.readouterr().err.count("scored on the 3 held out") == 1
