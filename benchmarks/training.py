@@ -104,7 +104,7 @@ class Ours:
         """An epoch of batches, as the step makes them ready."""
         step = self.trainer.step
         for batch in self.batches():
-            yield step.mix(step.transform(batch.images_BCHW), step.targets_NK[batch.indices_B])
+            yield step.mix(step.transform(batch.images_BCHW), step.targets.of(batch.indices_B))
 
     def batches(self) -> Iterator[Batch]:
         self.trainer.keys.start_at(self.steps)
@@ -302,7 +302,7 @@ def time_model(model: str, args: argparse.Namespace) -> dict[str, Any]:
             "with_loading": compared(interleaved(sides, loaded, args.rounds)),
             "without_loading": compared(interleaved(sides, unloaded, args.rounds)),
         }
-        phases = sides["vitesse"].trainer.clock.read(sides["vitesse"].steps)
+        phases = sides["vitesse"].trainer.clock.read()
     return {
         **found,
         "phases_of_ours_s": {name: round(value, 4) for name, value in phases.items()},
