@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from vitesse.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+Task = Literal["classify", "detect", "segment"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,14 +119,15 @@ class PreprocessSpec:
     Attributes:
         image_size: (height, width) of the result in pixels.
         resize: `crop` resizes the shorter side to `image_size / crop_pct` and takes the centre;
-            `squash` resizes both sides to `image_size` and keeps the whole picture.
+            `squash` resizes both sides to `image_size` and keeps the whole picture; `fit` keeps the picture's
+            shape too, and fills up with the mean at the bottom or the right.
         crop_pct: share of the resized shorter side that the centre crop keeps, 0 to 1.
         interpolation: antialiased resampling filter.
         mean, std: per channel, of pixel values in 0..1.
     """
 
     image_size: tuple[int, int] = (224, 224)
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash", "fit"] = "crop"
     crop_pct: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -133,8 +135,8 @@ class PreprocessSpec:
 
     def __post_init__(self) -> None:
         as_size(self.image_size)
-        if self.resize not in ("crop", "squash"):
-            raise ConfigError(f"resize: expected crop or squash, got {self.resize!r}")
+        if self.resize not in ("crop", "squash", "fit"):
+            raise ConfigError(f"resize: expected crop, squash or fit, got {self.resize!r}")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}")
         if not 0 < self.crop_pct <= 1:
@@ -150,7 +152,10 @@ class Manifest:
     """What an artefact says of itself; stored as JSON in the ONNX file's metadata under `vitesse`.
 
     Attributes:
-        task: what the outputs mean; `classify` has one output, logits (B, num_classes).
+        task: what the outputs mean. `classify`: logits (B, num_classes). `detect`: `boxes` (B, N, 4), left,
+            top, right and bottom in pixels of the input; `scores` (B, N) in 0..1, highest first; `labels`
+            (B, N); what is left of the N has score 0. `segment`: `classes` (B, H, W), a class index for each
+            pixel of the input, and the `logits` (B, num_classes, h, w) that they were made from.
         model: the spec of the model inside.
         class_names: one name per class index.
         preprocess: the preprocessing that the weights expect.
@@ -170,7 +175,7 @@ class Manifest:
     model: ModelSpec
     class_names: tuple[str, ...]
     preprocess: PreprocessSpec
-    task: Literal["classify"] = "classify"
+    task: Task = "classify"
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     mux_width: int = 1
     trained_on: str = ""
@@ -188,8 +193,8 @@ class Manifest:
                 f"manifest schema: this Vitesse reads {MANIFEST_SCHEMA}, the file has {self.schema}; "
                 "upgrade vitesse or export the model again"
             )
-        if self.task != "classify":
-            raise ConfigError(f"manifest task: expected classify, got {self.task!r}")
+        if self.task not in get_args(Task):
+            raise ConfigError(f"manifest task: expected {', '.join(get_args(Task))}, got {self.task!r}")
         if self.mux_width < 1:
             raise ConfigError(f"manifest mux_width: expected at least 1, got {self.mux_width}")
         if len(self.class_names) != self.model.num_classes:

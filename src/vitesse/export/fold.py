@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.errors import ExportError
+from vitesse.layers import ClassifierHead, ConvNorm, NormLinear, Residual
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
-from vitesse.models.layers import ClassifierHead, ConvNorm, NormLinear, Residual
 from vitesse.models.shvit import SingleHeadSelfAttention
 
 

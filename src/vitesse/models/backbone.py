@@ -1,4 +1,4 @@
-"""The contract that every model family obeys."""
+"""The contracts that every model obeys: what all share, what classifiers are, and what stands on them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from vitesse.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitesse.spec import FeatureSpec, ModelSpec
+    from vitesse.spec import FeatureSpec, ModelSpec, Task
 
 
-class Backbone(nn.Module, ABC):
-    """An image classifier whose feature maps can be used by other heads.
+class VisionModel(nn.Module):
+    """A network from images to what its task asks for.
 
     Attributes:
         spec: enough to rebuild the module.
-        feature_specs: name, channels and stride of each map of `forward_features`, finest first.
+        task: `classify`, `detect` or `segment`.
         min_image_size: shortest image side in pixels that gives every stage at least one position.
         size_multiple: image sides must be multiples of so many pixels.
         head_prefixes: how the names of the classifier's parameters begin.
@@ -31,32 +31,14 @@ class Backbone(nn.Module, ABC):
     """
 
     spec: ModelSpec
-    feature_specs: tuple[FeatureSpec, ...]
+    task: ClassVar[Task] = "classify"
     min_image_size: int
     size_multiple: int = 1
-    head_prefixes: ClassVar[tuple[str, ...]] = ("head.",)
-    starts_from: ClassVar[tuple[str, ...]] = ()
+    head_prefixes: tuple[str, ...] = ("head.",)
+    starts_from: tuple[str, ...] = ()
     same_weights: str = ""
-    fresh_prefixes: ClassVar[tuple[str, ...]] = ()
+    fresh_prefixes: tuple[str, ...] = ()
     mux_width: int = 1
-    head: nn.Module
-
-    @abstractmethod
-    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
-        """Feature maps by name, in the order and with the widths of `feature_specs`."""
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes) of float images (B, in_chans, H, W).
-
-        A distilled model returns the pair (logits, distillation logits) while training.
-
-        Raises:
-            ConfigError: the channels differ from `spec.in_chans`, or a side is too short.
-        """
-        self.check_input(x_BCHW)
-        features = self.forward_features(x_BCHW)
-        logits_BK: Tensor = self.head(features[self.feature_specs[-1].name])
-        return logits_BK
 
     def check_input(self, x_BCHW: Tensor) -> None:
         """Refuse a batch that this model cannot take, with the shapes that it can."""
@@ -96,6 +78,34 @@ class Backbone(nn.Module, ABC):
         return f"height and width multiples of {self.size_multiple}"
 
 
+class Backbone(VisionModel, ABC):
+    """An image classifier whose feature maps can be used by other heads.
+
+    Attributes:
+        feature_specs: name, channels and stride of each map of `forward_features`, finest first.
+    """
+
+    feature_specs: tuple[FeatureSpec, ...]
+    head: nn.Module
+
+    @abstractmethod
+    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name, in the order and with the widths of `feature_specs`."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, num_classes) of float images (B, in_chans, H, W).
+
+        A distilled model returns the pair (logits, distillation logits) while training.
+
+        Raises:
+            ConfigError: the channels differ from `spec.in_chans`, or a side is too short.
+        """
+        self.check_input(x_BCHW)
+        features = self.forward_features(x_BCHW)
+        logits_BK: Tensor = self.head(features[self.feature_specs[-1].name])
+        return logits_BK
+
+
 class StagedBackbone(Backbone):
     """A backbone whose stem and stages follow one another; each stage gives a feature map.
 
@@ -127,4 +137,29 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         self.backbone.check_input(x_BCHW)
+        return self.backbone.forward_features(x_BCHW)
+
+
+class DenseModel(VisionModel):
+    """A head on the feature maps of a backbone; published weights of the backbone alone can start it.
+
+    Attributes:
+        backbone: without its classifier.
+    """
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
+        super().__init__()
+        backbone.head = nn.Identity()
+        self.spec, self.backbone = spec, backbone
+        self.min_image_size, self.size_multiple = backbone.min_image_size, backbone.size_multiple
+        self.starts_from = (backbone.spec.name,)
+        self.fresh_prefixes = tuple(f"{name}." for name, _ in self.named_children() if name != "backbone")
+
+    def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """The backbone's feature maps by name, finest first.
+
+        Raises:
+            ConfigError: the channels differ from `spec.in_chans`, or the model does not take the size.
+        """
+        self.check_input(x_BCHW)
         return self.backbone.forward_features(x_BCHW)

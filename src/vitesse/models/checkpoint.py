@@ -21,11 +21,13 @@ from vitesse.weights.keymaps import OURS, keymap_for
 from vitesse.weights.load import LoadReport, first_conv_name, load_tensors
 
 if TYPE_CHECKING:
-    from vitesse.models.backbone import Backbone
+    from vitesse.models.backbone import VisionModel
     from vitesse.models.foreign import TimmModel
 
 
-def load_checkpoint(path: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, dict[str, Any]]:
+def load_checkpoint(
+    path: str | Path, arch: str | None = None
+) -> tuple[VisionModel | TimmModel, dict[str, Any]]:
     """The model in a `.safetensors` file with its weights, in training mode, and the file's metadata.
 
     Foreign weights with the size and classes of published ones get the metadata of those.
@@ -101,7 +103,7 @@ def _written_by_us(path: str | Path) -> tuple[ModelSpec, dict[str, Any]] | None:
 
 def _own_model(
     tensors: Mapping[str, Tensor], path: str | Path, spec: ModelSpec, arch: str | None
-) -> tuple[Backbone | TimmModel, LoadReport]:
+) -> tuple[VisionModel | TimmModel, LoadReport]:
     """The model of a checkpoint that Vitesse wrote, as `arch` where that is given and has the same weights.
 
     So a plain ViT's checkpoint can run as the one that merges tokens.
@@ -120,7 +122,7 @@ def _metadata_of(spec: ModelSpec) -> dict[str, Any]:
 
 def _model_of(
     tensors: Mapping[str, Tensor], label: str, spec: ModelSpec, num_classes: int | None = None
-) -> tuple[Backbone | TimmModel, LoadReport]:
+) -> tuple[VisionModel | TimmModel, LoadReport]:
     """The model of foreign weights: `spec` with their channels, classes and heads, nothing resampled.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import efficientvit_mit, efficientvit_msra, multiplex, shvit, vit  # noqa: F401  (register)
-from vitesse.models.backbone import Backbone, FeatureExtractor
+from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
-from vitesse.spec import ModelSpec, as_size
+from vitesse.spec import ModelSpec, Task, as_size
 from vitesse.weights.files import read_safetensors, unwrap
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import load_tensors
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitesse.models.foreign import TimmModel
 
 
-def build(spec: ModelSpec) -> Backbone | TimmModel:
+def build(spec: ModelSpec) -> VisionModel | TimmModel:
     """The model that `spec` describes, with fresh weights; `timm:NAME` is built by timm.
 
     Raises:
@@ -51,9 +51,12 @@ def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> Mode
     return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
-def list_models(pattern: str = "*") -> tuple[str, ...]:
-    """The names of Vitesse's models that match a shell pattern such as `*_m?`, sorted."""
-    return tuple(name for name in registered_models() if fnmatchcase(name, pattern))
+def list_models(pattern: str = "*", task: Task | None = "classify") -> tuple[str, ...]:
+    """The names of Vitesse's models that match a shell pattern such as `*_m?`, sorted.
+
+    `task` is `classify`, `detect`, `segment`, or None for all.
+    """
+    return tuple(name for name in registered_models(task) if fnmatchcase(name, pattern))
 
 
 def create_model(
@@ -66,7 +69,7 @@ def create_model(
     features_only: bool = False,
     distilled: bool = False,
     drop_path_rate: float = 0.0,
-) -> Backbone | TimmModel | FeatureExtractor:
+) -> VisionModel | TimmModel | FeatureExtractor:
     """A model by name, in training mode, float32, on the CPU.
 
     Args:
@@ -105,7 +108,7 @@ def create_model(
     return model
 
 
-def _load_pretrained(model: Backbone | TimmModel, name: str) -> None:
+def _load_pretrained(model: VisionModel | TimmModel, name: str) -> None:
     distilled, image_size = False, None
     if is_timm(name):
         hub_id, num_classes = timm_weights(name)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.backbone import StagedBackbone
-from vitesse.models.layers import (
+from vitesse.layers import (
     ConvNorm,
     Residual,
     drop_path_rates,
@@ -28,6 +27,7 @@ from vitesse.models.layers import (
     upcast,
     without_autocast,
 )
+from vitesse.models.backbone import StagedBackbone
 from vitesse.models.qkv_order import check_qkv_order
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.backbone import StagedBackbone
-from vitesse.models.layers import (
+from vitesse.layers import (
     ClassifierHead,
     ConvNorm,
     FeedForward,
@@ -31,6 +30,7 @@ from vitesse.models.layers import (
     upcast,
     without_autocast,
 )
+from vitesse.models.backbone import StagedBackbone
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 

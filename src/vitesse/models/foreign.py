@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitesse.errors import ConfigError, UnknownModelError, WeightsError, did_you_mean, require
-from vitesse.models.layers import fit_position_table
+from vitesse.layers import fit_position_table
 from vitesse.spec import ModelSpec, PreprocessSpec
 from vitesse.weights.keymaps import TIMM_PREFIX
 

@@ -17,11 +17,11 @@ from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
 from vitesse.weights.keymaps import TIMM_PREFIX
 
 if TYPE_CHECKING:
-    from vitesse.models.backbone import Backbone
+    from vitesse.models.backbone import VisionModel
     from vitesse.models.foreign import TimmModel
 
 
-def load_torch(model: str | Path, arch: str | None = None) -> tuple[Backbone | TimmModel, Manifest]:
+def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel | TimmModel, Manifest]:
     """A checkpoint's model (a path ending in `.safetensors`), or a name's with its published weights.
 
     Raises:
@@ -65,7 +65,7 @@ def manifest_for(spec: ModelSpec, metadata: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _published(name: str) -> tuple[Backbone | TimmModel, Manifest]:
+def _published(name: str) -> tuple[VisionModel | TimmModel, Manifest]:
     weights = resolve(name)[1]
     model = create_model(
         name, pretrained=True, num_classes=weights.num_classes, image_size=weights.image_size

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.layers import resample_position_table
+from vitesse.layers import resample_position_table
 from vitesse.models.registry import register
 from vitesse.models.transformer import NORM_EPS, SIZES, TokenBackbone, ViTConfig
 from vitesse.spec import ModelSpec

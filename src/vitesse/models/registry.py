@@ -8,30 +8,32 @@ from typing import TYPE_CHECKING
 from vitesse.errors import UnknownModelError, did_you_mean
 
 if TYPE_CHECKING:
-    from vitesse.models.backbone import Backbone
-    from vitesse.spec import ModelSpec
+    from vitesse.models.backbone import VisionModel
+    from vitesse.spec import ModelSpec, Task
 
-Builder = Callable[["ModelSpec"], "Backbone"]
+Builder = Callable[["ModelSpec"], "VisionModel"]
 
 _BUILDERS: dict[str, Builder] = {}
+_TASKS: dict[str, Task] = {}
 
 
-def register(*names: str) -> Callable[[Builder], Builder]:
+def register(*names: str, task: Task = "classify") -> Callable[[Builder], Builder]:
     """Let `build_model` find a family's builder under each of its model names."""
 
     def add(builder: Builder) -> Builder:
         _BUILDERS.update(dict.fromkeys(names, builder))
+        _TASKS.update(dict.fromkeys(names, task))
         return builder
 
     return add
 
 
-def registered_models() -> tuple[str, ...]:
-    """All names that have a builder, sorted."""
-    return tuple(sorted(_BUILDERS))
+def registered_models(task: Task | None = "classify") -> tuple[str, ...]:
+    """The names that have a builder, sorted: of one task, or of all."""
+    return tuple(sorted(name for name, found in _TASKS.items() if task in (None, found)))
 
 
-def build_model(spec: ModelSpec) -> Backbone:
+def build_model(spec: ModelSpec) -> VisionModel:
     """The model that `spec` describes, with fresh weights.
 
     Raises:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitesse.models.backbone import StagedBackbone
-from vitesse.models.layers import (
+from vitesse.layers import (
     ClassifierHead,
     ConvNorm,
     FeedForward,
@@ -27,6 +26,7 @@ from vitesse.models.layers import (
     upcast,
     without_autocast,
 )
+from vitesse.models.backbone import StagedBackbone
 from vitesse.models.registry import register
 from vitesse.spec import FeatureSpec, ModelSpec
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.models.backbone import Backbone
-from vitesse.models.layers import (
+from vitesse.layers import (
     Residual,
     drop_path_rates,
     fit_position_table,
@@ -26,6 +25,7 @@ from vitesse.models.layers import (
     resample_position_table,
     upcast,
 )
+from vitesse.models.backbone import Backbone
 from vitesse.spec import FeatureSpec, ModelSpec
 
 MLP_RATIO = 4

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from vitesse.models.layers import Residual
+from vitesse.layers import Residual
 from vitesse.train.recipe import Recipe
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from vitesse.catalogue import facts
 from vitesse.errors import ExportError
 from vitesse.export import fold
+from vitesse.layers import ConvNorm, NormLinear, Residual
 from vitesse.models import Backbone, build, registered_models
-from vitesse.models.layers import ConvNorm, NormLinear, Residual
 from vitesse.spec import ModelSpec
 
 Randomise = Callable[..., nn.Module]

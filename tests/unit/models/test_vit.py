@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vitesse.errors import ConfigError, WeightsError
+from vitesse.layers import fit_position_table, resample_position_table
 from vitesse.models import build, create_model, load_checkpoint
-from vitesse.models.layers import fit_position_table, resample_position_table
 from vitesse.models.transformer import resample_patch_embedding
 from vitesse.spec import ModelSpec
 from vitesse.weights import load_weights, save_weights

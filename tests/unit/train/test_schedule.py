@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vitesse.errors import ConfigError
+from vitesse.layers import Residual
 from vitesse.models import create_model
-from vitesse.models.layers import Residual
 from vitesse.train import train
 from vitesse.train.recipe import Recipe
 from vitesse.train.recipe_files import load_recipe

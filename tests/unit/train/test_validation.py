@@ -13,7 +13,7 @@ from torch import nn
 
 import vitesse.train.validation
 from vitesse.data.sources import open_source, take
-from vitesse.models.layers import Residual
+from vitesse.layers import Residual
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
