@@ -13,7 +13,7 @@ from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXE
 from vitesse.errors import ArtefactError, ConfigError, UnknownModelError, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
-from vitesse.results import Classification
+from vitesse.results import Record
 from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read_artefact
 from vitesse.runtime.predictor import Predictor, Source
 from vitesse.spec import as_size
@@ -40,7 +40,7 @@ def load(
         arch: the architecture of a checkpoint whose header does not name it.
         threads: of the engine; for torch of the whole process. Default all usable CPUs.
         image_size: (height, width) in pixels, or one number for both, of an artefact that takes any size.
-        options: `batch_size`, `top_k`, `limits`, `workers`, `streams` and `ensemble` of `Predictor`.
+        options: of `Predictor`, such as `batch_size`, `top_k` and `min_score`.
 
     Raises:
         UnknownModelError: no model has this name; the message lists the nearest.
@@ -62,7 +62,7 @@ def load(
 
 def predict(
     sources: Iterable[Source], model: str | Path | Artefact | None = None, **options: Any
-) -> list[Classification]:
+) -> list[Record]:
     """One record for each source, in their order; the model and options are those of `load`."""
     return load(model, **options).predict(sources)
 

@@ -1,11 +1,18 @@
-"""Results of inference: values that check themselves and turn into JSON and back."""
+"""Results of inference: values that check themselves and turn into JSON and back.
+
+Coordinates are pixels of the picture as it came. Shape suffixes: H rows, W columns.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.spec import from_mapping, to_mapping
 
@@ -19,8 +26,7 @@ class Prediction:
     score: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.score) and 0 <= self.score <= 1):
-            raise ValueError(f"score of {self.label!r}: expected 0..1, got {self.score}")
+        _check_share("score", self.label, self.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +49,7 @@ class Classification:
     def __post_init__(self) -> None:
         if bool(self.predictions) == (self.error is not None):
             raise ValueError(f"{self.source}: expected predictions or an error, got both or neither")
-        scores = [p.score for p in self.predictions]
-        if scores != sorted(scores, reverse=True):
-            raise ValueError(f"{self.source}: expected the highest score first, got {scores}")
+        _check_order(self.source, [p.score for p in self.predictions])
 
     @property
     def top(self) -> Prediction:
@@ -67,3 +71,166 @@ class Classification:
         """Read `to_dict`'s form."""
         predictions = tuple(from_mapping(Prediction, p) for p in raw["predictions"])
         return from_mapping(cls, {**raw, "predictions": predictions})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """One object.
+
+    Attributes:
+        score: 0..1.
+        index: class index.
+        bbox: left, top, width, height, as COCO has it.
+    """
+
+    label: str
+    index: int
+    score: float
+    bbox: tuple[float, float, float, float]
+
+    def __post_init__(self) -> None:
+        _check_share("score", self.label, self.score)
+        if not all(map(math.isfinite, self.bbox)) or min(self.bbox[2:]) < 0:
+            raise ValueError(f"bbox of {self.label!r}: expected left, top, width, height, got {self.bbox}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """The result for one picture: its objects with the highest score first, which may be none, or an error.
+
+    Attributes:
+        size: (height, width) of the picture; None when `error` is set.
+    """
+
+    source: str
+    model: str
+    size: tuple[int, int] | None = None
+    predictions: tuple[Detection, ...] = ()
+    error: str | None = None
+    task: str = "detect"
+
+    def __post_init__(self) -> None:
+        _check_size_or_error(self.source, self.size, self.error)
+        _check_order(self.source, [p.score for p in self.predictions])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record: source, task, model, size, predictions of label, index, score and bbox, error."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Detections:
+        """Read `to_dict`'s form."""
+        predictions = tuple(from_mapping(Detection, p) for p in raw["predictions"])
+        return from_mapping(cls, {**raw, "predictions": predictions})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """The pixels of one class: `share` is their part of the picture, 0..1."""
+
+    label: str
+    index: int
+    share: float
+
+    def __post_init__(self) -> None:
+        _check_share("share", self.label, self.share)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SemanticMap:
+    """The result for one picture: a class for every pixel, or an error.
+
+    Attributes:
+        classes_HW: class indices, unsigned whole numbers; None when `error` is set.
+        predictions: the classes that the map holds, the largest first.
+    """
+
+    source: str
+    model: str
+    classes_HW: NDArray[Any] | None = None
+    predictions: tuple[Region, ...] = ()
+    error: str | None = None
+    task: str = "segment"
+
+    def __post_init__(self) -> None:
+        _check_size_or_error(self.source, self.size, self.error)
+        _check_order(self.source, [p.share for p in self.predictions])
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the picture."""
+        return None if self.classes_HW is None else (self.classes_HW.shape[0], self.classes_HW.shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record: source, task, model, size, error, and of each class label, index, share and its
+        pixels as COCO's run lengths (`run_lengths`)."""
+        classes_HW = np.empty(0) if self.classes_HW is None else self.classes_HW
+        found = [
+            {**to_mapping(region), "segmentation": run_lengths(classes_HW == region.index)}
+            for region in self.predictions
+        ]
+        rest = {key: getattr(self, key) for key in ("source", "task", "model")}
+        return {**rest, "size": self.size and list(self.size), "predictions": found, "error": self.error}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> SemanticMap:
+        """Read `to_dict`'s form."""
+        known = {key: raw[key] for key in ("source", "model", "error")}
+        if raw["size"] is None:
+            return cls(**known)
+        classes_HW = np.zeros(raw["size"], np.min_scalar_type(max(p["index"] for p in raw["predictions"])))
+        for region in raw["predictions"]:
+            classes_HW[from_run_lengths(region["segmentation"])] = region["index"]
+        found = ({key: p[key] for key in ("label", "index", "share")} for p in raw["predictions"])
+        predictions = tuple(from_mapping(Region, region) for region in found)
+        return cls(classes_HW=classes_HW, predictions=predictions, **known)
+
+
+Record = Classification | Detections | SemanticMap
+
+
+def regions(classes_HW: NDArray[Any], class_names: Sequence[str]) -> tuple[Region, ...]:
+    """The classes that a map of class indices holds, the largest first."""
+    counts_K = np.bincount(classes_HW.ravel(), minlength=len(class_names))
+    shares_K = counts_K / classes_HW.size
+    order = np.argsort(-counts_K, kind="stable")[: np.count_nonzero(counts_K)]
+    return tuple(
+        Region(label=class_names[index], index=index, share=float(shares_K[index]))
+        for index in order.tolist()
+    )
+
+
+def run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask as COCO has it: `size`, and `counts` of pixels outside and inside in turn, column by column."""
+    flat = np.concatenate([[False], mask_HW.ravel(order="F")])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = [0, *changes.tolist(), mask_HW.size]
+    return {"size": list(mask_HW.shape), "counts": [last - first for first, last in pairwise(ends)]}
+
+
+def from_run_lengths(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask (H, W) of `run_lengths`.
+
+    Raises:
+        ValueError: the counts are not those of its size.
+    """
+    height, width = rle["size"]
+    if sum(rle["counts"]) != height * width:
+        raise ValueError(f"expected counts of {height * width} pixels, got {sum(rle['counts'])}")
+    inside = np.arange(len(rle["counts"])) % 2 == 1
+    return np.repeat(inside, rle["counts"]).reshape((height, width), order="F")
+
+
+def _check_share(what: str, label: str, value: float) -> None:
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"{what} of {label!r}: expected 0..1, got {value}")
+
+
+def _check_order(source: str, values: list[float]) -> None:
+    if values != sorted(values, reverse=True):
+        raise ValueError(f"{source}: expected the highest first, got {values}")
+
+
+def _check_size_or_error(source: str, size: tuple[int, int] | None, error: str | None) -> None:
+    if (size is None) == (error is None):
+        raise ValueError(f"{source}: expected a result or an error, got both or neither")

@@ -206,6 +206,10 @@ class Manifest:
                 f"manifest: the model takes {self.model.image_size} pixels, "
                 f"preprocess makes {self.preprocess.image_size}"
             )
+        if self.task != "classify" and self.preprocess.resize == "crop":
+            raise ConfigError(
+                f"manifest: to {self.task}, preprocess must keep the whole picture: squash or fit"
+            )
         if len(self.preprocess.mean) != self.model.in_chans:
             raise ConfigError(
                 f"manifest: the model takes {self.model.in_chans} channels, "

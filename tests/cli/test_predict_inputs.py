@@ -42,7 +42,7 @@ def test_a_record_has_the_promised_fields_and_the_model_s_answer(
 def test_json_goes_to_stdout_and_words_to_stderr(predict, album):
     done = predict(album, "--json")
     assert len(done.records) == len(done.out.splitlines()) == 3
-    assert "3 pictures classified, 0 refused" in done.err
+    assert "3 pictures done, 0 refused" in done.err
     assert "{" not in done.err
 
 
@@ -174,7 +174,7 @@ def test_bad_files_are_refused_and_all_others_delivered(predict, album):
         assert "\n" not in (record["error"] or "")
     alone = {record["source"]: record for record in predict(*good, "--json").records}
     assert [r for r in done.records if r["error"] is None] == [alone[str(path)] for path in good]
-    assert "3 pictures classified, 3 refused" in done.err
+    assert "3 pictures done, 3 refused" in done.err
     assert "Traceback" not in done.err
 
 

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
 
 FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
-    "--model --save --streams --threads --top-k",
+    "--min-score --model --save --streams --threads --top-k",
     "train": "--export --json --model --out --ray --ray-workers --recipe --strict",
     "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
     "--split --threads",

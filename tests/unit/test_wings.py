@@ -29,10 +29,10 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 INSIDE_RUNTIME = (
     {"header", "protobuf"},
-    {"decode", "artefact", "postprocess", "drawing"},
-    {"bands"},
-    {"imaging", "autoselect", "compiled"},
-    {"engines"},
+    {"decode", "artefact", "drawing"},
+    {"bands", "overlay"},
+    {"imaging", "autoselect", "compiled", "gallery"},
+    {"engines", "postprocess"},
     {"multiplex"},
     {"predictor"},
 )

@@ -32,6 +32,10 @@ def run(
     arch: Arch = None,
     engine: Annotated[RuntimeEngine, EngineOption] = "auto",
     top_k: Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Labels a picture.")] = 5,
+    min_score: Annotated[
+        float,
+        typer.Option("--min-score", min=0, max=1, metavar="X", help="Of a detector: its surest objects."),
+    ] = 0.25,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Pictures a run of the model.")
     ] = 8,
@@ -44,7 +48,9 @@ def run(
     ensemble: Ensemble = False,
     save: Annotated[
         Path | None,
-        typer.Option("--save", metavar="DIR", help="Write the pictures with their labels drawn on."),
+        typer.Option(
+            "--save", metavar="DIR", help="Write the pictures with labels, boxes or colours drawn on."
+        ),
     ] = None,
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=1, metavar="N", help="Largest picture to decode.")
@@ -54,7 +60,7 @@ def run(
     ] = 20 * 2**20,
     as_json: Json = False,
 ) -> int:
-    """Classify pictures.
+    """Say what is in pictures: classes, objects with boxes, or a class for every pixel, as the model is.
 
     A picture that cannot be read gets a record with the reason; the others go on, and the exit code is 3.
 
@@ -65,6 +71,7 @@ def run(
       vitesse predict archive/ --batch-size 16 --threads 4 --streams 4 --json > labels.jsonl
       vitesse predict sample:rocket sample:coffee --save out
       vitesse predict holiday/ --model multiplexed.onnx --ensemble
+      vitesse predict smear.jpg --model detector.onnx --min-score 0.4 --save out
       find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
     """
     from vitesse.cli.show import show_records
@@ -84,6 +91,7 @@ def run(
         image_size=as_pixels(image_size),
         streams=streams,
         top_k=top_k,
+        min_score=min_score,
         batch_size=batch_size,
         limits=limits,
         ensemble=ensemble,

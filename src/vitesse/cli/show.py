@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from vitesse.progress import say, track
 if TYPE_CHECKING:
     from vitesse.evaluate import Evaluation
     from vitesse.inputs import Picture
-    from vitesse.results import Classification
+    from vitesse.results import Record
     from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.decode import ImageLimits
 
@@ -31,7 +32,7 @@ def print_json(record: Any) -> None:
 
 def show_records(
     pictures: Sequence[Picture],
-    records: Iterator[Classification],
+    records: Iterator[Record],
     *,
     as_json: bool,
     save: Path | None,
@@ -51,11 +52,11 @@ def show_records(
             refused += not _drawn(gallery, picture, record, limits)
     where = f", saved in {save}" if save is not None else ""
     done = len(pictures) - refused
-    say(f"{done} {'picture' if done == 1 else 'pictures'} classified, {refused} refused{where}")
+    say(f"{done} {'picture' if done == 1 else 'pictures'} done, {refused} refused{where}")
     return SOME_REFUSED if refused else DONE
 
 
-def _drawn(gallery: Any, picture: Picture, record: Classification, limits: ImageLimits) -> bool:
+def _drawn(gallery: Any, picture: Picture, record: Record, limits: ImageLimits) -> bool:
     """Save one picture; one that went away since, or is cut short where it was not needed, is named."""
     from vitesse.errors import ImageError
     from vitesse.runtime.imaging import read_for_display
@@ -71,21 +72,38 @@ def _drawn(gallery: Any, picture: Picture, record: Classification, limits: Image
 def _gallery(save: Path | None) -> Any:
     if save is None:
         return None
-    from vitesse.runtime.drawing import Gallery
+    from vitesse.runtime.gallery import Gallery
 
     return Gallery(save)
 
 
-def _describe(record: Classification) -> list[str]:
+def _describe(record: Record) -> list[str]:
+    from vitesse.results import Detections, Region
+
     if record.error is not None:
         return [f"{record.source}: refused: {record.error}"]
+    width = max((len(p.label) for p in record.predictions), default=0)
+    if isinstance(record, Detections):
+        lines = [f"  {p.label:<{width}}  {p.score:6.1%}  {_corners(p.bbox)}" for p in record.predictions]
+        return [f"{record.source}: {_counted(record.predictions)}", *lines]
     block = "█" if _can_print("█") else "#"
-    width = max(len(p.label) for p in record.predictions)
-    lines = [
-        f"  {p.label:<{width}}  {p.score:6.1%}  {block * round(p.score * BAR_WIDTH)}".rstrip()
-        for p in record.predictions
+    shares = [(p.label, p.share if isinstance(p, Region) else p.score) for p in record.predictions]
+    bars = [
+        f"  {label:<{width}}  {share:6.1%}  {block * round(share * BAR_WIDTH)}".rstrip()
+        for label, share in shares
     ]
-    return [record.source, *lines]
+    return [record.source, *bars]
+
+
+def _counted(objects: Sequence[Any]) -> str:
+    """`12 RBC, 1 WBC`."""
+    counts = Counter(found.label for found in objects)
+    return ", ".join(f"{count} {label}" for label, count in counts.most_common()) or "nothing found"
+
+
+def _corners(bbox: tuple[float, float, float, float]) -> str:
+    left, top, width, height = bbox
+    return f"{left:.0f},{top:.0f} to {left + width:.0f},{top + height:.0f}"
 
 
 def _can_print(text: str) -> bool:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import re
 import unicodedata
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vitesse.files import write_atomically
 from vitesse.results import Classification, Prediction
 
 MIN_SIDE, MAX_SIDE = 480, 1280
 """The longer side of the drawn picture; smaller and larger ones are scaled to it."""
-
-MAX_STEM = 120
-"""Bytes of a source's name that its file keeps; file systems take 255 in all."""
 
 _PANEL, _TRACK, _TEXT, _DIM_TEXT = "#15181d", "#2b313a", "#f2f4f7", "#a9b2bf"
 _FIRST, _OTHERS = "#3fbf8f", "#5f7f9e"
@@ -30,7 +23,7 @@ def draw_classification(image: Image.Image, result: Classification) -> Image.Ima
     The panel is at least `MIN_SIDE` wide and has one row a prediction: label, bar, score in per cent. The
     font is ASCII: accents are left out, and what no ASCII letter stands for becomes `?`.
     """
-    image = _scaled(image.convert("RGB"))
+    image = scaled(image.convert("RGB"))
     width = max(MIN_SIDE, image.width)
     caption = _caption(width, result.predictions)
     canvas = Image.new("RGB", (width, image.height + caption.height), _PANEL)
@@ -39,44 +32,8 @@ def draw_classification(image: Image.Image, result: Classification) -> Image.Ima
     return canvas
 
 
-class Gallery:
-    """A folder of drawn pictures, one file a source: `STEM.labels.jpg`, numbered where names collide.
-
-    Nothing is written outside the folder, and what an earlier run wrote there is replaced.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._used: set[str] = set()
-
-    def add(self, image: Image.Image, result: Classification) -> Path:
-        """Draw one picture and write it, whole or not at all; gives the path of the file.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        path = self._folder / self._name(result.source)
-        if path.is_symlink():
-            path.unlink()
-        buffer = io.BytesIO()
-        draw_classification(image, result).save(buffer, "JPEG", quality=92)
-        write_atomically(path, buffer.getvalue())
-        return path
-
-    def _name(self, source: str) -> str:
-        last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
-        stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
-        stem = stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
-        number, name = 1, f"{stem}.labels.jpg"
-        while name.lower() in self._used:
-            number += 1
-            name = f"{stem}-{number}.labels.jpg"
-        self._used.add(name.lower())
-        return name
-
-
-def _scaled(image: Image.Image) -> Image.Image:
+def scaled(image: Image.Image) -> Image.Image:
+    """The picture with its longer side within `MIN_SIDE` and `MAX_SIDE`."""
     longer = max(image.size)
     scale = min(MAX_SIDE, max(MIN_SIDE, longer)) / longer
     if scale == 1:
@@ -95,7 +52,7 @@ def _caption(width: int, predictions: tuple[Prediction, ...]) -> Image.Image:
     for rank, prediction in enumerate(predictions):
         middle = margin + rank * row + row // 2 - row // 8
         colour = _TEXT if rank == 0 else _DIM_TEXT
-        label = _fitted(prediction.label, font, bar_left - 2 * margin)
+        label = fitted(prediction.label, font, bar_left - 2 * margin)
         draw.text((margin, middle), label, font=font, fill=colour, anchor="lm")
         percent = f"{prediction.score:.1%}"
         draw.text((width - margin, middle), percent, font=font, fill=colour, anchor="rm")
@@ -115,7 +72,7 @@ def _bar(draw: ImageDraw.ImageDraw, line: tuple[int, int, int], height: int, sha
         )
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text, its end cut off where it is wider than `width`."""
     text = _ascii(" ".join(text.split()))
     if font.getlength(text) <= width:

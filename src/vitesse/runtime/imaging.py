@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ __all__ = [
     "DEFAULT_LIMITS",
     "DRAFT_GAP",
     "ImageLimits",
+    "Placement",
     "load_tensor",
+    "load_tensor_and_size",
+    "place",
     "preprocess",
     "preprocess_array",
     "preprocess_bands",
@@ -47,6 +51,47 @@ DRAFT_GAP = 2.0
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of a picture lie in a model's input. All pairs are (vertical, horizontal).
+
+    Attributes:
+        full: size of the picture in its own pixels.
+        resized: size of the whole picture in pixels of the input.
+        offset: row and column of the resized picture that come first in the input.
+        shown: size of the part of the input that shows the picture.
+    """
+
+    full: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    shown: tuple[int, int]
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Pixels of the picture to one of the input."""
+        return self.full[0] / self.resized[0], self.full[1] / self.resized[1]
+
+    def box_in_picture(self, box_N4: NDArray[Any]) -> NDArray[np.float64]:
+        """Boxes (..., 4) left, top, right, bottom in the input, in the picture and cut off at its edges."""
+        scale_y, scale_x = self.scales
+        top, left = self.offset
+        moved: NDArray[np.float64] = box_N4 + np.array([left, top, left, top], np.float64)
+        height, width = self.full
+        moved *= (scale_x, scale_y, scale_x, scale_y)
+        np.clip(moved, 0, (width, height, width, height), out=moved)
+        return moved
+
+
+def place(size: tuple[int, int], spec: PreprocessSpec) -> Placement:
+    """Where a picture of `size` (height, width) lies in the input that `spec` makes of it."""
+    resized = resized_size(size, spec)
+    if spec.resize == "fit":
+        return Placement(size, resized, (0, 0), resized)
+    top, left = (round((side - kept) / 2) for side, kept in zip(resized, spec.image_size, strict=True))
+    return Placement(size, resized, (top, left), spec.image_size)
 
 
 def load_tensor(
@@ -66,6 +111,13 @@ def load_tensor(
     Raises:
         ImageError: see `read_image`.
     """
+    return load_tensor_and_size(source, spec, limits)[0]
+
+
+def load_tensor_and_size(
+    source: bytes | Path, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """As `load_tensor`, with the (height, width) of the upright picture in its own pixels."""
 
     def enough(height: int, width: int) -> tuple[int, int]:
         resized = resized_size((height, width), spec)
@@ -73,8 +125,10 @@ def load_tensor(
 
     data = read_bytes(source, limits)
     if data.startswith(NPY_MAGIC):
-        return preprocess_array(read_bands(data), spec, limits)
-    return _normalise(_resample(decode(data, limits, enough), spec), spec)
+        array = read_bands(data)
+        return preprocess_array(array, spec, limits), (array.shape[0], array.shape[1])
+    decoded = decode(data, limits, enough)
+    return _normalise(_resample(decoded, spec), spec), decoded.full_size
 
 
 def read_for_display(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -116,6 +170,9 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     if spec.resize == "squash":
         return spec.image_size
     height, width = size
+    if spec.resize == "fit":
+        ratio = max(height / spec.image_size[0], width / spec.image_size[1])
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
     target_h, target_w = (math.floor(side / spec.crop_pct) for side in spec.image_size)
     if target_h != target_w:
         ratio = min(height / target_h, width / target_w)
@@ -156,14 +213,14 @@ def preprocess_bands(
     """
     checked_HWC = check_bands(bands_HWC, len(spec.mean), limits)
     size = (checked_HWC.shape[0], checked_HWC.shape[1])
-    height, width = spec.image_size
-    box = _window(size, size, spec)
-    x_CHW = np.empty((len(spec.mean), height, width), np.float32)
+    placed = place(size, spec)
+    (height, width), box = placed.shown, _window(placed, size)
+    x_CHW = np.zeros((len(spec.mean), *spec.image_size), np.float32)
     for x_HW, band_HW, mean, std in zip(
         x_CHW, np.ascontiguousarray(checked_HWC.transpose(2, 0, 1)), spec.mean, spec.std, strict=True
     ):
         resized = Image.fromarray(band_HW).resize((width, height), _FILTERS[spec.interpolation], box=box)
-        x_HW[:] = (np.asarray(resized) - mean) / std
+        x_HW[:height, :width] = (np.asarray(resized) - mean) / std
     return x_CHW
 
 
@@ -172,18 +229,16 @@ def _is_picture(array: NDArray[Any]) -> bool:
 
 
 def _window(
-    full_size: tuple[int, int], decoded_size: tuple[int, int], spec: PreprocessSpec, fraction: int = 1
+    placed: Placement, decoded_size: tuple[int, int], fraction: int = 1
 ) -> tuple[float, float, float, float]:
-    """What the crop keeps, (left, top, right, bottom), in pixels of a picture decoded at 1/`fraction`."""
-    resized = resized_size(full_size, spec)
-    scales = [full / side / fraction for full, side in zip(full_size, resized, strict=True)]
-    height, width = spec.image_size
-    top, left = (round((side - kept) / 2) for side, kept in zip(resized, spec.image_size, strict=True))
+    """What the input shows, (left, top, right, bottom), in pixels of a picture decoded at 1/`fraction`."""
+    scale_y, scale_x = (scale / fraction for scale in placed.scales)
+    (top, left), (height, width) = placed.offset, placed.shown
     return (
-        left * scales[1],
-        top * scales[0],
-        min((left + width) * scales[1], decoded_size[1]),
-        min((top + height) * scales[0], decoded_size[0]),
+        left * scale_x,
+        top * scale_y,
+        min((left + width) * scale_x, decoded_size[1]),
+        min((top + height) * scale_y, decoded_size[0]),
     )
 
 
@@ -194,15 +249,19 @@ def _resample(decoded: Decoded, spec: PreprocessSpec) -> Image.Image:
             f"expected an array of {len(spec.mean)} bands, a .npy file, got a picture of colours"
         )
     image = in_mode(decoded.image, mode)
-    box = _window(decoded.full_size, (image.height, image.width), spec, decoded.fraction)
-    height, width = spec.image_size
+    placed = place(decoded.full_size, spec)
+    box = _window(placed, (image.height, image.width), decoded.fraction)
+    height, width = placed.shown
     return image.resize((width, height), _FILTERS[spec.interpolation], box=box)
 
 
 def _normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """(C, H, W) of `spec.image_size`; where a picture that was fitted leaves room, the mean: 0."""
     scale, offset = _scale_and_offset(spec.mean, spec.std)
-    x_CHW = np.empty((len(scale), image.height, image.width), np.float32)
-    for x_HW, band, factor, shift in zip(x_CHW, image.split(), scale, offset, strict=True):
+    filled = (image.height, image.width) == spec.image_size
+    x_CHW = (np.empty if filled else np.zeros)((len(scale), *spec.image_size), np.float32)
+    shown_CHW = x_CHW[:, : image.height, : image.width]
+    for x_HW, band, factor, shift in zip(shown_CHW, image.split(), scale, offset, strict=True):
         np.multiply(np.asarray(band), factor, out=x_HW)
         x_HW += shift
     return x_CHW

@@ -1,4 +1,4 @@
-"""Photos in, labels out: decoding and inference overlap, memory is bounded, order is kept.
+"""Photos in, results out: decoding and inference overlap, memory is bounded, order is kept.
 
 Shape suffixes: B pictures, C channels, H height, W width, K classes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitesse.errors import ConfigError, ImageError, VitesseError
-from vitesse.results import Classification, Prediction
+from vitesse.results import Record, regions
 from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
 from vitesse.runtime.engines import Engine, create_engine, usable_cpus
 from vitesse.runtime.imaging import (
     DEFAULT_LIMITS,
     ImageLimits,
-    load_tensor,
+    load_tensor_and_size,
+    place,
     preprocess,
     preprocess_array,
     to_rgb,
 )
 from vitesse.runtime.multiplex import EnsembledEngine, whole_groups
-from vitesse.runtime.postprocess import top_k
+from vitesse.runtime.postprocess import RECORDS, found_objects, in_picture, top_k
 
 Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
 """A path, the bytes of a file (with or without a name), an opened picture, or an array.
@@ -37,18 +38,18 @@ Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
 Arrays are as `preprocess_array` takes them: RGB (H, W, 3) uint8, or bands (H, W, C).
 """
 
-Loaded = NDArray[np.float32] | str
-"""What came of a source: its tensor (C, H, W), or why there is none."""
+Loaded = tuple[NDArray[np.float32], tuple[int, int]] | str
+"""What came of a source: its tensor (C, H, W) and its own (height, width), or why there is none."""
 
-Outcome = tuple[Prediction, ...] | str
-"""What came of a tensor: its predictions, or why there are none."""
+Outcome = Mapping[str, Any] | str
+"""What came of a tensor: what its record says beside source and model, or why there is nothing."""
 
 AHEAD = 4
 """Batches under way at most: one that runs, the others decoded meanwhile. A further stream adds one."""
 
 
 class Predictor:
-    """Classifies pictures with one artefact.
+    """Says what is in pictures, with one artefact: classes, objects or maps, as the model's task is.
 
     Attributes:
         artefact: the model.
@@ -57,7 +58,7 @@ class Predictor:
     Raises:
         ArtefactError: the artefact cannot be used.
         EngineError, MissingExtraError: the engine cannot be had, or refuses the model.
-        ConfigError: a number below 1, or `ensemble` of a model that takes pictures alone.
+        ConfigError: a number out of its range, or `ensemble` of a model that takes pictures alone.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Predictor:
         threads: int | None = None,
         batch_size: int = 8,
         top_k: int = 5,
+        min_score: float = 0.25,
         limits: ImageLimits = DEFAULT_LIMITS,
         workers: int | None = None,
         streams: int = 1,
@@ -80,7 +82,8 @@ class Predictor:
             threads: of the engine; the CPUs that this process may use by default.
             batch_size: pictures a run of the engine; 1 for an artefact whose batch is fixed to 1, of a
                 multiplexed one rounded up to whole groups.
-            top_k: predictions a picture.
+            top_k: classes a picture, of a classifier.
+            min_score: objects that score less are left out, of a detector; 0 to 1.
             limits: the largest picture to decode.
             workers: threads that decode; as many as CPUs by default, at most 8.
             streams: batches that run at once, sharing the engine's threads (`create_engine`).
@@ -95,6 +98,8 @@ class Predictor:
         ):
             if value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score: expected 0 to 1, got {min_score}")
         if not isinstance(model, Artefact):
             model = read_artefact(bundled_artefact() if model is None else model)
         self.artefact = model
@@ -107,14 +112,16 @@ class Predictor:
         if ensemble:
             self.engine = EnsembledEngine(self.engine, width)
         self._batch_size = whole_groups(batch_size, width) if model.input_shape[0] is None else 1
-        self._top_k, self._limits, self._workers, self._streams = top_k, limits, workers, streams
+        self._top_k, self._min_score = top_k, min_score
+        self._limits, self._workers, self._streams = limits, workers, streams
+        self._record = RECORDS[model.manifest.task]
 
-    def predict(self, sources: Iterable[Source]) -> list[Classification]:
+    def predict(self, sources: Iterable[Source]) -> list[Record]:
         """One record for each source, in their order; see `stream`."""
         return list(self.stream(sources))
 
-    def stream(self, sources: Iterable[Source]) -> Iterator[Classification]:
-        """Classify sources as they come, however many.
+    def stream(self, sources: Iterable[Source]) -> Iterator[Record]:
+        """Records of sources as they come, however many.
 
         Every source gives one record, in order; what cannot be decoded, or makes the engine fail, gives one
         with `error` set and does not affect others. Sources are read at most `AHEAD` batches ahead, with N
@@ -131,7 +138,7 @@ class Predictor:
             )
         return self._stream(iter(sources))
 
-    def _stream(self, sources: Iterator[Source]) -> Iterator[Classification]:
+    def _stream(self, sources: Iterator[Source]) -> Iterator[Record]:
         decoders = ThreadPoolExecutor(self._workers, "vitesse-decode")
         runners = ThreadPoolExecutor(self._streams, "vitesse-run")
         feed = _Feed(sources, lambda source: decoders.submit(self._load, source))
@@ -141,8 +148,8 @@ class Predictor:
                 feed.fill((AHEAD + self._streams - 1) * self._batch_size)
                 names, loaded = feed.take(self._batch_size)
                 if names:
-                    tensors = [x_CHW for x_CHW in loaded if not isinstance(x_CHW, str)]
-                    running.append((names, loaded, runners.submit(self._infer, tensors)))
+                    readable = [item for item in loaded if not isinstance(item, str)]
+                    running.append((names, loaded, runners.submit(self._infer, readable)))
                 if not running:
                     break
                 if len(running) == self._streams or not names:
@@ -157,43 +164,62 @@ class Predictor:
         spec = self.artefact.manifest.preprocess
         try:
             if isinstance(source, np.ndarray):
-                return preprocess_array(source, spec, self._limits)
+                x_CHW = preprocess_array(source, spec, self._limits)
+                return x_CHW, (source.shape[0], source.shape[1])
             if isinstance(source, Image.Image):
-                return preprocess(to_rgb(source, self._limits), spec)
+                image = to_rgb(source, self._limits)
+                return preprocess(image, spec), (image.height, image.width)
             if isinstance(source, tuple):
                 source = source[1]
             if not isinstance(source, str | Path | bytes):
                 raise ImageError(
                     f"expected a path, bytes, a picture or an array, got {type(source).__name__}"
                 )
-            return load_tensor(Path(source) if isinstance(source, str) else source, spec, self._limits)
+            source = Path(source) if isinstance(source, str) else source
+            return load_tensor_and_size(source, spec, self._limits)
         except Exception as error:
             return _one_line(error)
 
     def _records(
         self, names: list[str], loaded: list[Loaded], inferred: Future[list[Outcome]]
-    ) -> Iterator[Classification]:
+    ) -> Iterator[Record]:
         outcomes = iter(inferred.result())
         for name, item in zip(names, loaded, strict=True):
             outcome = item if isinstance(item, str) else next(outcomes)
-            model = self.artefact.manifest.model.name
-            if isinstance(outcome, str):
-                yield Classification(source=name, model=model, error=outcome)
-            else:
-                yield Classification(source=name, model=model, predictions=outcome)
+            says = {"error": outcome} if isinstance(outcome, str) else outcome
+            yield self._record(source=name, model=self.artefact.manifest.model.name, **says)
 
-    def _infer(self, tensors: list[NDArray[np.float32]]) -> list[Outcome]:
-        """Predictions or an error for each tensor. A batch that fails is run again one by one, so that one
-        picture cannot spoil the others."""
-        if not tensors:
+    def _infer(self, loaded: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> list[Outcome]:
+        """What the records say, or an error, for each tensor. A batch that fails is run again one by one, so
+        that one picture cannot spoil the others."""
+        if not loaded:
             return []
         try:
-            logits_BK = self.engine.run(np.stack(tensors))[0]
-            return list(top_k(logits_BK, self.artefact.manifest.class_names, self._top_k))
+            outputs = self.engine.run(np.stack([x_CHW for x_CHW, _ in loaded]))
+            return self._read(outputs, [size for _, size in loaded])
         except Exception as error:
-            if len(tensors) == 1:
+            if len(loaded) == 1:
                 return [_one_line(error)]
-            return [self._infer([x_CHW])[0] for x_CHW in tensors]
+            return [self._infer([item])[0] for item in loaded]
+
+    def _read(self, outputs: Sequence[NDArray[Any]], sizes: Sequence[tuple[int, int]]) -> list[Outcome]:
+        """What the outputs of a batch mean for pictures of these (height, width)."""
+        manifest = self.artefact.manifest
+        names = manifest.class_names
+        if manifest.task == "classify":
+            return [{"predictions": classes} for classes in top_k(outputs[0], names, self._top_k)]
+        placed = [place(size, manifest.preprocess) for size in sizes]
+        if manifest.task == "detect":
+            boxes_BN4, scores_BN, labels_BN = outputs[:3]
+            found = [
+                found_objects(boxes_BN4[i], scores_BN[i], labels_BN[i], placement, names, self._min_score)
+                for i, placement in enumerate(placed)
+            ]
+            return [
+                {"predictions": objects, "size": size} for objects, size in zip(found, sizes, strict=True)
+            ]
+        maps = [in_picture(*row, len(names)) for row in zip(outputs[0], placed, strict=True)]
+        return [{"classes_HW": classes_HW, "predictions": regions(classes_HW, names)} for classes_HW in maps]
 
 
 class _Feed:

@@ -1,0 +1,118 @@
+"""Pictures with boxes, masks and maps of classes drawn on them. Shape suffixes: H rows, W columns."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vitesse.results import Detections, SemanticMap
+from vitesse.runtime.drawing import fitted, scaled
+
+Colour = tuple[int, int, int]
+
+GOLDEN = 0.618034
+"""Turns of the colour circle from one class to the next, which keeps all of them apart."""
+OPACITY = 0.55
+_FONT_SHARE = 46
+"""The longer side over the font size."""
+_DARK, _LIGHT, _PANEL = (16, 18, 22), (245, 246, 248), (21, 24, 29)
+
+
+def palette(count: int) -> tuple[Colour, ...]:
+    """So many colours, the neighbours far apart; the first ones are the same for every count."""
+    shades = ((0.72, 0.95), (0.55, 0.80), (0.85, 0.70))
+    return tuple(_rgb(0.38 + index * GOLDEN, *shades[index // 6 % len(shades)]) for index in range(count))
+
+
+def blend(image: Image.Image, mask_HW: NDArray[np.bool_], colour: Colour) -> Image.Image:
+    """The picture with the mask laid on it in a colour that lets it shine through."""
+    tint = Image.new("RGB", image.size, colour)
+    return Image.composite(Image.blend(image, tint, OPACITY), image, Image.fromarray(mask_HW))
+
+
+def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
+    """The picture in RGB, scaled as `scaled` does, with a box, label and score for each object.
+
+    The object with the highest score is drawn last, on top of the others.
+    """
+    canvas = scaled(image.convert("RGB"))
+    scale_x, scale_y = canvas.width / image.width, canvas.height / image.height
+    draw = ImageDraw.Draw(canvas)
+    font = _font(canvas)
+    colours = palette(1 + max((p.index for p in result.predictions), default=0))
+    thick = max(2, round(max(canvas.size) / 400))
+    for detection in reversed(result.predictions):
+        left, top, width, height = detection.bbox
+        box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+        colour = colours[detection.index]
+        draw.rectangle(box, outline=colour, width=thick)
+        _tag(draw, box, f"{detection.label} {detection.score:.0%}", colour, font, canvas.size)
+    return canvas
+
+
+def draw_map(image: Image.Image, result: SemanticMap) -> Image.Image:
+    """The picture in RGB, scaled as `scaled` does, tinted by its classes, and a legend under it.
+
+    The legend names the classes with their share of the picture, the largest first.
+    """
+    assert result.classes_HW is not None
+    canvas = scaled(image.convert("RGB"))
+    colours = np.array(palette(1 + int(result.classes_HW.max())), np.uint8)
+    tint = Image.fromarray(colours[result.classes_HW]).resize(canvas.size, Image.Resampling.NEAREST)
+    canvas = Image.blend(canvas, tint, OPACITY)
+    legend = _legend(canvas, result, colours)
+    whole = Image.new("RGB", (canvas.width, canvas.height + legend.height), _PANEL)
+    whole.paste(canvas, (0, 0))
+    whole.paste(legend, (0, canvas.height))
+    return whole
+
+
+def _legend(canvas: Image.Image, result: SemanticMap, colours: NDArray[np.uint8]) -> Image.Image:
+    font = _font(canvas)
+    row = round(font.size * 1.7)
+    columns = max(1, canvas.width // round(font.size * 12))
+    rows = -(-len(result.predictions) // columns)
+    panel = Image.new("RGB", (canvas.width, row * rows + row), _PANEL)
+    draw = ImageDraw.Draw(panel)
+    width = canvas.width // columns
+    for place, region in enumerate(result.predictions):
+        left, middle = place % columns * width + row // 2, place // columns * row + row
+        side = round(font.size * 0.45)
+        draw.rectangle(
+            (left, middle - side, left + 2 * side, middle + side), fill=tuple(colours[region.index])
+        )
+        text = fitted(f"{region.label} {region.share:.1%}", font, width - row - 3 * side)
+        draw.text((left + 3 * side, middle), text, font=font, fill=_LIGHT, anchor="lm")
+    return panel
+
+
+def _tag(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    """A label on the upper edge of a box, inside of it where there is no room above."""
+    text = fitted(text, font, size[0])
+    width, height = font.getlength(text) + font.size * 0.5, font.size * 1.25
+    left = min(box[0], size[0] - width)
+    top = box[1] - height if box[1] >= height else box[1]
+    draw.rectangle((left, top, left + width, top + height), fill=colour)
+    ink = _DARK if sum(colour) > 3 * 128 else _LIGHT
+    draw.text((left + font.size * 0.25, top + height / 2), text, font=font, fill=ink, anchor="lm")
+
+
+def _font(canvas: Image.Image) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=max(canvas.size) / _FONT_SHARE)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))
+    return red, green, blue
