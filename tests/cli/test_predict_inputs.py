@@ -383,7 +383,7 @@ def test_people_get_a_table(predict, album):
     assert first == str(album / "b.jpg")
     assert len(rows) == 2
     assert all(row.lstrip().startswith("class ") and "%" in row for row in rows)
-    assert "1 picture classified" in done.err
+    assert "1 picture done" in done.err
 
 
 def test_samples(predict):
