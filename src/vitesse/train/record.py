@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vitesse.errors import TrainingError, require
+from vitesse.errors import ConfigError, TrainingError, require
 from vitesse.files import write_atomically
 from vitesse.progress import say
 from vitesse.train.recipe import Recipe, recipe_values
@@ -41,11 +41,8 @@ class RunLog:
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.refused: tuple[str, ...] = ()
-        config = {
-            key: value if _is_plain(value) else str(value) for key, value in recipe_values(recipe).items()
-        }
         with self.survived("a tracker"):
-            accelerator.init_trackers("vitesse", config=config)
+            _start_trackers(accelerator, folder, recipe)
 
     def begin(self, step: int, epochs: int) -> None:
         """Go on after a step, with so many epochs closed; rows after that are forgotten, and come again."""
@@ -80,8 +77,7 @@ class RunLog:
         row = {"kind": kind, **{key: _finite(value) for key, value in values.items()}}
         self._append(row)
         numbers = {f"{kind}/{key}": value for key, value in row.items() if isinstance(value, (int, float))}
-        with self.survived("a tracker"):
-            self.accelerator.log(numbers, step=row["step"])
+        self._tell_trackers(lambda: self.accelerator.log(numbers, step=row["step"]))
 
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -126,8 +122,14 @@ class RunLog:
 
     def close(self) -> None:
         """Let the trackers finish."""
-        with self.survived("a tracker"):
-            self.accelerator.end_training()
+        self._tell_trackers(self.accelerator.end_training)
+
+    def _tell_trackers(self, tell: Callable[[], None]) -> None:
+        """Let training go on where a service cannot be reached, whatever its client raises."""
+        try:
+            tell()
+        except Exception as error:
+            self.note(f"a tracker cannot be told ({_reason(error)}); training goes on")
 
 
 def check_trackers(recipe: Recipe) -> list[str]:
@@ -139,6 +141,33 @@ def check_trackers(recipe: Recipe) -> list[str]:
     for name in recipe.trackers:
         require(name, "train" if name == "tensorboard" else "trackers")
     return list(recipe.trackers)
+
+
+def _start_trackers(accelerator: Accelerator, folder: Path, recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: one cannot start, as where nobody is logged in.
+        OSError: nothing can be written.
+    """
+    config = {key: value if _is_plain(value) else str(value) for key, value in recipe_values(recipe).items()}
+    options = {
+        "wandb": {"name": folder.name, "dir": str(folder)},
+        "mlflow": {"run_name": folder.name},
+    }
+    chosen = {name: values for name, values in options.items() if name in recipe.trackers}
+    try:
+        accelerator.init_trackers("vitesse", config=config, init_kwargs=chosen)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"recipe trackers: expected all of {', '.join(recipe.trackers)} to start, one does not "
+            f"({_reason(error)}); set it up, or leave it out: trackers=[tensorboard]"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def make_folder(folder: Path) -> None:
