@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitesse.data.contract import digest
 from vitesse.data.dense import Boxes, Fault, Note, picture_size
+from vitesse.data.files import PictureFiles
 from vitesse.data.masks import Rle, Segment, box_mask, mask_areas, read_segment, segment_size
 
 _ROUNDING = 1e-3
@@ -41,7 +42,7 @@ class Drawn:
     segment: Segment | None = None
 
 
-class BoxFiles:
+class BoxFiles(PictureFiles):
     """Picture files with the objects drawn in them.
 
     Args:
@@ -55,8 +56,6 @@ class BoxFiles:
         notes: faults met while the annotations were read.
     """
 
-    blocks: tuple[int, ...] = ()
-
     def __init__(
         self,
         files: Sequence[Path],
@@ -69,7 +68,8 @@ class BoxFiles:
         masks: bool = True,
         notes: Sequence[Note] = (),
     ) -> None:
-        self.files, self.class_names, self.notes = list(files), tuple(class_names), tuple(notes)
+        super().__init__(files, class_names)
+        self.notes = tuple(notes)
         self.category_ids = tuple(range(len(class_names)) if category_ids is None else category_ids)
         self.relative = relative
         self._sizes = dict(enumerate(sizes or ()))
@@ -78,15 +78,6 @@ class BoxFiles:
         self._segments = [[_packed(one.segment) for one in objects] for objects in drawn] if masks else []
         self.has_masks = any(any(segments) for segments in self._segments)
         self.fingerprint = self._digest()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return str(self.files[index])
-
-    def read(self, index: int) -> bytes:
-        return self.files[index].read_bytes()
 
     def boxes(self, index: int) -> Boxes:
         """See `BoxSource`."""

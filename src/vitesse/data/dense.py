@@ -152,12 +152,13 @@ def check_class_names(where: object, names: object) -> tuple[str, ...]:
         DataError: they are not.
     """
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where}: expected a list of class names, got {str(names):.60}")
+        raise DataError(f"{where}: expected a list of class names, got {names!s:.60}")
     return tuple(names)
 
 
 def _inside(boxes_N4: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
     left, top, right, bottom = boxes_N4.T
     height, width = size
-    inside: NDArray[np.bool_] = (left >= 0) & (left < right) & (right <= width)
-    return inside & (top >= 0) & (top < bottom) & (bottom <= height)
+    inside_N: NDArray[np.bool_] = (left >= 0) & (left < right) & (right <= width)
+    inside_N &= (top >= 0) & (top < bottom) & (bottom <= height)
+    return inside_N

@@ -58,9 +58,7 @@ def box_mask(corners: Sequence[float], size: tuple[int, int]) -> Rle:
     """The rectangle (left, top, right, bottom) in whole pixels, in a picture of `size` (height, width)."""
     left, top, right, bottom = math.floor(corners[0]), math.floor(corners[1]), *map(math.ceil, corners[2:])
     codec = _codec()
-    mask: Rle = codec.merge(
-        codec.frPyObjects([[left, top, right, top, right, bottom, left, bottom]], *size)
-    )
+    mask: Rle = codec.merge(codec.frPyObjects([[left, top, right, top, right, bottom, left, bottom]], *size))
     return mask
 
 

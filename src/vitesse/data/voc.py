@@ -18,8 +18,8 @@ ANNOTATIONS = ("Annotations", "annotations")
 PICTURES = ("JPEGImages", "images", "Images")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
 
@@ -39,18 +39,30 @@ def open_voc(root: Path, split: str | None) -> BoxFiles:
     """
     folder = located(root / name for name in ANNOTATIONS if (root / name).is_dir()) or root
     pictures = located(root / name for name in PICTURES) or root
-    trees = {file.stem: _tree(file) for file in sorted(folder.glob("*.xml"))}
-    names = {_text(entry, "name") for tree in trees.values() for entry in _entries(tree)} - {""}
-    if not names:
-        raise DataError(f"{folder}: expected annotated objects with names, found none")
-    class_names = CLASSES if names <= set(CLASSES) else tuple(sorted(names))
+    stems = _stems(root, split) or [file.stem for file in sorted(folder.glob("*.xml"))]
+    trees = {stem: _tree(folder / f"{stem}.xml") for stem in stems}
+    notes = [
+        Note(Fault.MALFORMED, str(folder / f"{stem}.xml")) for stem, tree in trees.items() if tree is None
+    ]
+    read = {stem: tree for stem, tree in trees.items() if tree is not None}
+    class_names = _class_names(folder)
     label_of = {name: label for label, name in enumerate(class_names)}
-    stems = _stems(root, split) or list(trees)
-    notes: list[Note] = []
-    drawn = [_objects(folder / f"{stem}.xml", trees.get(stem), label_of, notes) for stem in stems]
-    files = [picture_named(pictures, stem) for stem in stems]
-    sizes = [_size(trees.get(stem)) for stem in stems]
-    return BoxFiles(files, drawn, class_names, sizes=sizes, notes=notes)
+    return BoxFiles(
+        [picture_named(pictures, stem) for stem in read],
+        [_objects(folder / f"{stem}.xml", tree, label_of, notes) for stem, tree in read.items()],
+        class_names,
+        sizes=[_size(tree) for tree in read.values()],
+        notes=notes,
+    )
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Of all splits, so that a class has the same index in each."""
+    trees = map(_tree, sorted(folder.glob("*.xml")))
+    names = {_text(entry, "name") for tree in trees if tree is not None for entry in tree.findall("object")}
+    if not names - {""}:
+        raise DataError(f"{folder}: expected annotated objects with names, found none")
+    return CLASSES if names <= set(CLASSES) else tuple(sorted(names - {""}))
 
 
 def _stems(root: Path, split: str | None) -> list[str]:
@@ -75,17 +87,11 @@ def _tree(file: Path) -> ElementTree.Element | None:
         return None
 
 
-def _entries(tree: ElementTree.Element | None) -> list[ElementTree.Element]:
-    return [] if tree is None else tree.findall("object")
-
-
 def _objects(
-    file: Path, tree: ElementTree.Element | None, label_of: dict[str, int], notes: list[Note]
+    file: Path, tree: ElementTree.Element, label_of: dict[str, int], notes: list[Note]
 ) -> Sequence[Drawn]:
-    if tree is None:
-        notes.append(Note(Fault.MALFORMED, str(file)))
     objects = []
-    for number, entry in enumerate(_entries(tree), 1):
+    for number, entry in enumerate(tree.findall("object"), 1):
         corners = [_number(entry.findtext(f"bndbox/{corner}")) for corner in CORNERS]
         if not all(map(math.isfinite, corners)):
             notes.append(Note(Fault.MALFORMED, f"{file}: object {number}"))
@@ -96,10 +102,8 @@ def _objects(
     return objects
 
 
-def _size(tree: ElementTree.Element | None) -> tuple[int, int] | None:
+def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
     """(height, width) as written, None where it is not."""
-    if tree is None:
-        return None
     height, width = (_number(tree.findtext(f"size/{side}")) for side in ("height", "width"))
     return (int(height), int(width)) if height > 0 and width > 0 and math.isfinite(height * width) else None
 

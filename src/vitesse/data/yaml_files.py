@@ -64,7 +64,7 @@ def numbered_names(path: Path, names: Any) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(type(number) is int and number >= 0 for number in names):
-        raise DataError(f"{path}: names: expected a list, or names by number, got {str(names):.60}")
+        raise DataError(f"{path}: names: expected a list, or names by number, got {names!s:.60}")
     texts = check_class_names(f"{path}: names", [str(name) for name in names.values()])
     return dict(sorted(zip(names, texts, strict=True)))
 

@@ -19,6 +19,12 @@ CLASS_FILE = "classes.txt"
 BOX_VALUES = 4
 
 
+def is_yolo_folder(root: Path) -> bool:
+    """Whether a folder holds pictures and text files side by side."""
+    pairs = paired_folders(root, "images", "labels")
+    return any(next(pair.annotations.glob("*.txt"), None) for pair in pairs)
+
+
 def open_yolo_yaml(path: Path, split: str | None, *, masks: bool = True) -> BoxFiles:
     """A file with `names`, `train` and `val` or `test`, and maybe the `path` they are relative to.
 
@@ -31,7 +37,9 @@ def open_yolo_yaml(path: Path, split: str | None, *, masks: bool = True) -> BoxF
     values = read_yaml(path)
     names = numbered_names(path, values.get("names"))
     if list(names) != list(range(len(names))):
-        raise DataError(f"{path}: names: expected numbers from 0 without gaps, got {', '.join(map(str, names))}")
+        raise DataError(
+            f"{path}: names: expected numbers from 0 without gaps, got {', '.join(map(str, names))}"
+        )
     if values.get("nc", len(names)) != len(names):
         raise DataError(f"{path}: nc says {values['nc']} classes, names has {len(names)}")
     splits = splits_of(values)
@@ -52,7 +60,9 @@ def open_yolo_folder(root: Path, split: str | None, *, masks: bool = True) -> Bo
     pairs = paired_folders(root, "images", "labels")
     class_file = located([root / CLASS_FILE, *(pair.annotations / CLASS_FILE for pair in pairs)])
     if class_file is None:
-        raise DataError(f"{root}: expected data.yaml with names, train and val, or {CLASS_FILE}; found neither")
+        raise DataError(
+            f"{root}: expected data.yaml with names, train and val, or {CLASS_FILE}; found neither"
+        )
     chosen = of_split(root, pairs, split, lambda pair: pair.split)
     files = [file for pair in chosen for file in pictures_in(pair.pictures)]
     names = class_file.read_text(encoding="utf-8").split("\n")
@@ -78,7 +88,9 @@ def _listed(yaml_file: Path, base: str, entry: Any) -> list[Path]:
     if place.is_dir():
         return pictures_in(place)
     lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-    base_of_lines = next((root for root in (place.parent, *roots) if (root / lines[0]).exists()), place.parent)
+    base_of_lines = next(
+        (root for root in (place.parent, *roots) if (root / lines[0]).exists()), place.parent
+    )
     return [base_of_lines / line for line in lines]
 
 
@@ -86,8 +98,11 @@ def _read(where: Path, files: Sequence[Path], class_names: Sequence[str], masks:
     if not files:
         raise DataError(f"{where}: expected pictures (.jpg, .png, .webp), found none")
     notes = [Note(Fault.NO_PICTURE, str(file)) for file in _spare(files)]
-    drawn = [list(_objects(label_file(file), len(class_names), notes)) for file in files]
-    return BoxFiles(files, drawn, class_names, relative=True, masks=masks, notes=notes)
+    drawn = {file: _objects(label_file(file), len(class_names), notes) for file in files}
+    readable = {file: objects for file, objects in drawn.items() if objects is not None}
+    return BoxFiles(
+        list(readable), list(readable.values()), class_names, relative=True, masks=masks, notes=notes
+    )
 
 
 def _spare(files: Sequence[Path]) -> Iterator[Path]:
@@ -99,20 +114,20 @@ def _spare(files: Sequence[Path]) -> Iterator[Path]:
             yield from (file for file in sorted(labels.glob("*.txt")) if file.stem not in known)
 
 
-def _objects(path: Path, num_classes: int, notes: list[Note]) -> Iterator[Drawn]:
+def _objects(path: Path, num_classes: int, notes: list[Note]) -> list[Drawn] | None:
+    """The objects of a file, none where it is absent; None where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return
+        return []
     except (OSError, UnicodeDecodeError):
         notes.append(Note(Fault.MALFORMED, str(path)))
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        one = _object(line.split(), num_classes)
-        if one is not None:
-            yield one
-        elif line.strip():
-            notes.append(Note(Fault.MALFORMED, f"{path}: line {number}"))
+        return None
+    found = {
+        number: _object(line.split(), num_classes) for number, line in enumerate(lines, 1) if line.strip()
+    }
+    notes += [Note(Fault.MALFORMED, f"{path}: line {number}") for number, one in found.items() if one is None]
+    return [one for one in found.values() if one is not None]
 
 
 def _object(words: Sequence[str], num_classes: int) -> Drawn | None:
