@@ -110,9 +110,15 @@ class Boxes:
 
 
 class BoxSource(Annotated, Protocol):
-    """Pictures with boxes: `category_ids` are the numbers of the classes in the original annotations."""
+    """Pictures with boxes.
+
+    Attributes:
+        category_ids: numbers of the classes in the original annotations.
+        has_masks: whether `boxes` gives masks, of all pictures.
+    """
 
     category_ids: tuple[int, ...]
+    has_masks: bool
 
     def boxes(self, index: int) -> Boxes:
         """The objects of a picture, none for background.
@@ -123,7 +129,10 @@ class BoxSource(Annotated, Protocol):
 
 
 class MapSource(Annotated, Protocol):
-    """Pictures with a label for every pixel: `colours` (K, 3) uint8 are what classes are drawn in, if known."""
+    """Pictures with a label for every pixel: `colours` (K, 3) uint8 are what classes are drawn in, if known.
+
+    Label maps hold class indices, or `IGNORE`.
+    """
 
     colours: NDArray[np.uint8] | None
 

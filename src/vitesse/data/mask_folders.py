@@ -27,9 +27,9 @@ def is_mask_folder(root: Path) -> bool:
 def open_mask_yaml(path: Path, split: str | None) -> MapFiles:
     """A file with `names`, maybe `palette` and `ignore`, and for each split `images` and `masks`.
 
-    `names` are a list, or names by the value that stands for them. `palette` has a colour `[red, green, blue]`
-    for each name, in their order; masks are then read as colours. `ignore` lists other values, or colours,
-    that stand for no class; 255 always does where it is no class.
+    `names` are a list, or names by the value that stands for them. `palette` has a colour `[red, green,
+    blue]` for each name, in their order; masks are then read as colours. `ignore` lists other values, or
+    colours, that stand for no class; 255 always does where it is no class.
 
     Raises:
         DataError: a key is missing or wrong, a folder is absent, or there is no such split.
