@@ -77,7 +77,7 @@ class Placement:
         resized: (height, width) of the window on the canvas.
         offset: its (top, left) there.
         canvas: (height, width) in pixels.
-        mirrored: left and right are exchanged, on the whole canvas.
+        mirrored: left and right of the window are exchanged.
     """
 
     window: tuple[int, int, int, int]
@@ -87,19 +87,19 @@ class Placement:
     mirrored: bool
 
     def seen(self, x: T) -> T:
-        """A picture, masks or boxes cut and resized; boxes may reach outside."""
+        """A picture, masks or boxes cut, resized and maybe mirrored."""
         mode = (
             InterpolationMode.BILINEAR if isinstance(x, tv_tensors.Image) else InterpolationMode.NEAREST_EXACT
         )
         cut: T = F.resize(F.crop(x, *self.window), list(self.resized), interpolation=mode, antialias=True)
-        return cut
+        return F.horizontal_flip(cut) if self.mirrored else cut
 
     def laid(self, x: T, fill: tuple[int, ...] | int = 0) -> T:
         """What was seen laid on the canvas, with `fill` around it."""
         top, left = self.offset
         right, bottom = self.canvas[1] - left - self.resized[1], self.canvas[0] - top - self.resized[0]
         padded: T = F.pad(x, [left, top, right, bottom], fill=fill)
-        return F.horizontal_flip(padded) if self.mirrored else padded
+        return padded
 
 
 class AugmentBoxes:
@@ -184,7 +184,7 @@ class AugmentBoxes:
         masks_NHW = None
         if boxes.masks is not None:
             masks_NHW = _masks(boxes, kept, placement)
-            filled = masks_NHW.flatten(1).any(dim=1)
+            filled = masks_NHW.flatten(1).any(dim=1).bool()
             kept, masks_NHW = kept[filled], masks_NHW[filled]
         return BoxTarget(
             boxes_N4=moved_N4[kept],

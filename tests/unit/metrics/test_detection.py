@@ -12,18 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vitesse.data.annotated import open_boxes
-from vitesse.data.boxes import BoxFiles, Drawn
 from vitesse.data.dense import Boxes, BoxSource
 from vitesse.data.masks import decode_masks, encode_masks
-from vitesse.data.subset import part_of
-from vitesse.errors import DataError
 from vitesse.metrics.detection import BoxScorer, BoxScores
 
 TOLERANCE = 1e-6
@@ -51,7 +46,9 @@ def perturbed(boxes: Boxes, rng: np.random.Generator, classes: int) -> Found:
     sides_N2 = np.tile(boxes.boxes_N4[kept, 2:] - boxes.boxes_N4[kept, :2], 2)
     moved_N4 = boxes.boxes_N4[kept] + rng.normal(0, 0.08, (len(kept), 4)) * sides_N2
     moved_N4 = np.sort(moved_N4.reshape(-1, 2, 2), axis=1).reshape(-1, 4).astype(np.float32)
-    labels_N = np.where(rng.random(len(kept)) < 0.15, rng.integers(0, classes, len(kept)), boxes.labels_N[kept])
+    labels_N = np.where(
+        rng.random(len(kept)) < 0.15, rng.integers(0, classes, len(kept)), boxes.labels_N[kept]
+    )
     scores_N = rng.uniform(0, 1, len(kept)).round(1).astype(np.float32)
     if boxes.masks is None:
         return Found(moved_N4, scores_N, labels_N)
