@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +25,16 @@ MAX_CLASSES = 100_000
 """More than any data set has: a larger class index is an identity number in the wrong column."""
 
 
-class Source(Protocol):
-    """Pictures with one class each.
+class Pictures(Protocol):
+    """Encoded pictures, whatever is known of them.
 
     Attributes:
-        labels: class index of each picture, int64 (N,).
         class_names: name of each class index.
-        fingerprint: hex digest that changes when the list of pictures or labels changes.
+        fingerprint: hex digest that changes when the list of pictures or what is known of them changes.
         blocks: lengths of the runs of pictures, one after the other, that are cheap to read together; empty
             where any order is.
     """
 
-    labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     fingerprint: str
     blocks: tuple[int, ...]
@@ -54,6 +52,12 @@ class Source(Protocol):
         """
 
 
+class Source(Pictures, Protocol):
+    """Pictures with one class each: `labels` are their class indices, int64 (N,)."""
+
+    labels: NDArray[np.int64]
+
+
 def check_labels(source: Source) -> None:
     """Refuse labels that are no class index.
 
@@ -66,7 +70,7 @@ def check_labels(source: Source) -> None:
         raise DataError(f"{source.name(first)}: expected a label of 0 to {last}, got {source.labels[first]}")
 
 
-def digest(names: Sequence[str], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
+def digest(names: Sequence[str], labels: NDArray[Any], class_names: Sequence[str]) -> str:
     found = hashlib.sha256(json.dumps([list(names), list(class_names)]).encode())
     found.update(labels.tobytes())
     return found.hexdigest()[:16]

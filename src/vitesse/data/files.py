@@ -28,17 +28,13 @@ Row = tuple[int, dict[str, Any]]
 """A line number, from 1, and the line's values by column."""
 
 
-class FileSource:
-    """Picture files with a list of labels."""
+class PictureFiles:
+    """What sources of picture files share."""
 
     blocks: tuple[int, ...] = ()
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]) -> None:
-        self.files = list(files)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.class_names = tuple(class_names)
-        check_labels(self)
-        self.fingerprint = digest([file.name for file in self.files], self.labels, self.class_names)
+    def __init__(self, files: Sequence[Path], class_names: Sequence[str]) -> None:
+        self.files, self.class_names = list(files), tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,6 +44,16 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         return self.files[index].read_bytes()
+
+
+class FileSource(PictureFiles):
+    """Picture files with a list of labels."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]) -> None:
+        super().__init__(files, class_names)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        check_labels(self)
+        self.fingerprint = digest([file.name for file in self.files], self.labels, self.class_names)
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -47,15 +47,19 @@ class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
         return len(self.source)
 
     def __getitem__(self, key: Key) -> tuple[Tensor | None, int]:
-        state = np.random.SeedSequence((self.seed, key.epoch, key.picture, key.copy)).generate_state(1)
-        seed = int(state[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs too, in 0.1 ms
+        seed_by(self.seed, key)
         try:
             return self.transform(self.source.read(key.picture)), key.picture
         except (ImageError, OSError):
             return None, key.picture
+
+
+def seed_by(seed: int, key: Key) -> None:
+    """Set the random states of this process by a key alone."""
+    state = int(np.random.SeedSequence((seed, key.epoch, key.picture, key.copy)).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.default_generator.manual_seed(state)  # torch.manual_seed seeds GPUs too, in 0.1 ms
 
 
 def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
@@ -68,7 +72,9 @@ def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
     )
 
 
-def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> TrainingBatches:
+def training_batches(
+    pictures: Dataset[Any], keys: ShuffledKeys, workers: int, collate: Callable[[list[Any]], Any] = collate
+) -> TrainingBatches:
     """Batches decoded by `workers` processes that live as long as the loader (0: in this one)."""
     return TrainingBatches(
         pictures,
@@ -81,7 +87,7 @@ def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: i
     )
 
 
-class TrainingBatches(DataLoader[tuple[Tensor | None, int]]):
+class TrainingBatches(DataLoader[Any]):
     """A loader that tells of a killed worker where a batch is waited for, and not in the midst of a step."""
 
     def __iter__(self) -> Any:
