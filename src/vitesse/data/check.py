@@ -189,7 +189,12 @@ def find_duplicates(
 ) -> tuple[SamePicture, ...]:
     """Groups of pictures of the same bytes, within training data and, with `source_b`, validation data."""
     sources = [source_a] if source_b is None else [source_a, source_b]
-    return _same_pictures(sources, [_scan(source, True, False, workers)[0] for source in sources])
+    return _same_pictures(sources, [content_digests(source, workers) for source in sources])
+
+
+def content_digests(source: Source, workers: int = 2) -> list[bytes | None]:
+    """A digest of each picture's bytes, by reading all of them; None where there are none to read."""
+    return _scan(source, True, False, workers)[0]
 
 
 def find_unreadable(source: Source, workers: int = 2) -> tuple[Unreadable, ...]:

@@ -53,6 +53,9 @@ class Source(Protocol):
             OSError: the file cannot be read.
         """
 
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Bytes of each encoded picture, int64 (N,), 0 where it is absent; None where that takes long."""
+
 
 def check_labels(source: Source) -> None:
     """Refuse labels that are no class index.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.data.check import MAX_COMPARED, content_digests
 from vitesse.data.contract import Source, digest
 
 HELD_OUT_SHARE = 0.1
 """Of data without splits, what is held out of training."""
+
+MAX_READ = 2**30
+"""Bytes of pictures of the same size that are read to find copies before data is split."""
 
 
 class Subset:
@@ -30,6 +34,10 @@ class Subset:
     def read(self, index: int) -> bytes:
         return self.source.read(int(self.indices[index]))
 
+    def sizes(self) -> NDArray[np.int64] | None:
+        sizes_N = self.source.sizes()
+        return None if sizes_N is None else sizes_N[self.indices]
+
 
 class Relabelled:
     """A source with other labels and class names."""
@@ -42,15 +50,44 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.source)
 
+    def sizes(self) -> NDArray[np.int64] | None:
+        return self.source.sizes()
+
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
-    """A seeded split into (training part, held-out part); the held-out part keeps the class proportions."""
+    """A seeded split into (training part, held-out part); the held-out part keeps the class proportions.
+
+    Copies of a picture fall where the first of them does, which alone is counted.
+    """
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(source), dtype=bool)
+    first_N = _first_copies(source)
+    is_first_N = first_N == np.arange(len(source))
+    held_out_N = np.zeros(len(source), dtype=bool)
     for label in np.unique(source.labels):
-        members = rng.permutation(np.flatnonzero(source.labels == label))
-        held_out[members[: round(len(members) * share)]] = True
-    return Subset(source, np.flatnonzero(~held_out)), Subset(source, np.flatnonzero(held_out))
+        members = rng.permutation(np.flatnonzero((source.labels == label) & is_first_N))
+        held_out_N[members[: round(len(members) * share)]] = True
+    held_out_N = held_out_N[first_N]
+    return Subset(source, np.flatnonzero(~held_out_N)), Subset(source, np.flatnonzero(held_out_N))
+
+
+def _first_copies(source: Source) -> NDArray[np.int64]:
+    """Index (N,) of the first picture of the same bytes: its own where there is none before it.
+
+    Only pictures of the same size are read; where they are too many, all count as different.
+    """
+    first_N = np.arange(len(source))
+    sizes_N = source.sizes() if len(source) <= MAX_COMPARED else None
+    if sizes_N is None:
+        return first_N
+    _, place_N, counts = np.unique(sizes_N, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[place_N] > 1)
+    if sizes_N[alike].sum() > MAX_READ:
+        return first_N
+    seen: dict[bytes, int] = {}
+    for index, found in zip(alike.tolist(), content_digests(Subset(source, alike)), strict=True):
+        if found is not None:
+            first_N[index] = seen.setdefault(found, index)
+    return first_N
 
 
 def take(source: Source, limit: int | None, seed: int = 0) -> Source:
