@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError
-from vitesse.metrics import score
+from vitesse.metrics import outcomes, score
 from vitesse.models import load_checkpoint
 from vitesse.models.engine import TorchEngine
 from vitesse.spec import PreprocessSpec
@@ -248,12 +249,19 @@ def test_a_model_spread_over_processes_is_refused(
 
 
 @pytest.mark.slow
-def test_what_two_processes_score_is_what_they_save(tmp_path: Path, photos: Path) -> None:
-    """BatchNorm's statistics, and the average of them, are the same in both."""
-    run = Run(photos, tmp_path, "efficientvit_m0", ("ema=0.9",))
+def test_what_two_processes_score_and_ask_a_teacher_is_what_they_save(
+    tmp_path: Path, photos: Path, undisturbed: Run
+) -> None:
+    """BatchNorm's statistics, the average of them, and the teacher's answers are the same in both."""
+    last = undisturbed.folder / "run" / "checkpoints" / "last" / "model.safetensors"
+    taught = (f"teacher={last}", "teacher_cache=true")
+    run = Run(photos, tmp_path, "efficientvit_m0", ("ema=0.9", *taught))
     code, said = run.together()
     assert code == 0, said
     model, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
-    _, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
+    trained, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
+    firsts_N = load_file(tmp_path / "run" / "teacher_logits.safetensors")["logits_NK"].argmax(1).numpy()
+    teacher = TorchEngine(load_checkpoint(last)[0])
+    assert (firsts_N == outcomes(teacher, trained, PreprocessSpec(image_size=(32, 32))).firsts_B).mean() > 0.8
     found = score(TorchEngine(model), held_out, PreprocessSpec(image_size=(32, 32)))
     assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)

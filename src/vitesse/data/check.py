@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.contract import Source, check_labels
+from vitesse.data.contract import Pictures, Source, check_labels
 from vitesse.errors import DataError, ImageError
 from vitesse.progress import track
 from vitesse.runtime.bands import NPY_MAGIC, read_bands
@@ -189,7 +189,12 @@ def find_duplicates(
 ) -> tuple[SamePicture, ...]:
     """Groups of pictures of the same bytes, within training data and, with `source_b`, validation data."""
     sources = [source_a] if source_b is None else [source_a, source_b]
-    return _same_pictures(sources, [_scan(source, True, False, workers)[0] for source in sources])
+    return _same_pictures(sources, [content_digests(source, workers) for source in sources])
+
+
+def content_digests(source: Pictures, workers: int = 2) -> list[bytes | None]:
+    """A digest of each picture's bytes, by reading all of them; None where there are none to read."""
+    return _scan(source, True, False, workers)[0]
 
 
 def find_unreadable(source: Source, workers: int = 2) -> tuple[Unreadable, ...]:
@@ -198,7 +203,7 @@ def find_unreadable(source: Source, workers: int = 2) -> tuple[Unreadable, ...]:
 
 
 def _scan(
-    source: Source, hashed: bool, decoded: bool, workers: int
+    source: Pictures, hashed: bool, decoded: bool, workers: int
 ) -> tuple[list[bytes | None], list[Unreadable]]:
     """A digest of each picture, None where it was not asked for or not read, and what cannot be read."""
 
@@ -215,7 +220,7 @@ def _scan(
     return [found for found, _ in seen], unreadable
 
 
-def _look(source: Source, index: int, hashed: bool, decoded: bool) -> tuple[bytes | None, str]:
+def _look(source: Pictures, index: int, hashed: bool, decoded: bool) -> tuple[bytes | None, str]:
     """A picture's digest, and why it cannot be read."""
     try:
         data = source.read(index)

@@ -51,6 +51,9 @@ class Pictures(Protocol):
             OSError: the file cannot be read.
         """
 
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Bytes of each encoded picture, int64 (N,), 0 where it is absent; None where that takes long."""
+
 
 class Source(Pictures, Protocol):
     """Pictures with one class each: `labels` are their class indices, int64 (N,)."""

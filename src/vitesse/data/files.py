@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.data.contract import (
     IMAGE_SUFFIXES,
@@ -44,6 +45,9 @@ class PictureFiles:
 
     def read(self, index: int) -> bytes:
         return self.files[index].read_bytes()
+
+    def sizes(self) -> NDArray[np.int64]:
+        return np.fromiter(map(_size, self.files), np.int64, len(self.files))
 
 
 class FileSource(PictureFiles):
@@ -139,6 +143,13 @@ def read_index_list(root: Path) -> FileSource:
         class_names[label] = row.get("name") or class_names[label]
     files = [root / "images" / (row["file"] if row.get("file") else f"{row['wnid']}.jpg") for _, row in rows]
     return FileSource(files, labels.tolist(), class_names)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_picture(file: Path) -> bool:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.data.contract import ALIASES, check_labels, digest, is_url, leading_word, of_split
-from vitesse.data.table import encoded_pictures, find_columns, one_line, read_labels
+from vitesse.data.table import encoded_pictures, encoded_sizes, find_columns, one_line, read_labels
 from vitesse.errors import DataError, VitesseError, require
 from vitesse.progress import track
 
@@ -92,6 +93,12 @@ class ParquetSource:
         group = bisect_right(self._starts, index) - 1
         encoded: bytes = self._pictures(group)[index - self._starts[group]].as_py() or b""
         return encoded
+
+    def sizes(self) -> NDArray[np.int64] | None:
+        with contextlib.suppress(OSError):
+            if not self.blocks:
+                return np.concatenate([encoded_sizes(self._pictures(g)) for g in range(len(self._groups))])
+        return None
 
     def _pictures(self, group: int) -> Any:
         """The encoded pictures of a row group, kept until newer ones need the room."""

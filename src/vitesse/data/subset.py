@@ -7,6 +7,7 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.data.check import MAX_COMPARED, content_digests
 from vitesse.data.contract import Pictures, Source, digest
 from vitesse.data.dense import Annotated, Boxes, BoxSource, Fault, MapSource
 
@@ -15,6 +16,9 @@ A = TypeVar("A", bound=Annotated)
 
 HELD_OUT_SHARE = 0.1
 """Of data without splits, what is held out of training."""
+
+MAX_READ = 2**30
+"""Bytes of pictures of the same size that are read to find copies before data is split."""
 
 
 class PictureSubset(Generic[P]):
@@ -34,6 +38,10 @@ class PictureSubset(Generic[P]):
 
     def read(self, index: int) -> bytes:
         return self.source.read(int(self.indices[index]))
+
+    def sizes(self) -> NDArray[np.int64] | None:
+        sizes_N = self.source.sizes()
+        return None if sizes_N is None else sizes_N[self.indices]
 
 
 class Subset(PictureSubset[Source]):
@@ -88,19 +96,46 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.source)
 
+    def sizes(self) -> NDArray[np.int64] | None:
+        return self.source.sizes()
+
 
 def hold_out(source: P, share: float, seed: int) -> tuple[P, P]:
     """A seeded split into (training part, held-out part).
 
     The held-out part keeps the proportions of the classes; pictures with boxes or label maps count as one.
+    Copies of a picture fall where the first of them does, which alone is counted.
     """
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(source), dtype=bool)
+    first_N = _first_copies(source)
+    is_first_N = first_N == np.arange(len(source))
+    held_out_N = np.zeros(len(source), dtype=bool)
     labels = getattr(source, "labels", np.zeros(len(source), np.int64))
     for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        held_out[members[: round(len(members) * share)]] = True
-    return part_of(source, np.flatnonzero(~held_out)), part_of(source, np.flatnonzero(held_out))
+        members = rng.permutation(np.flatnonzero((labels == label) & is_first_N))
+        held_out_N[members[: round(len(members) * share)]] = True
+    held_out_N = held_out_N[first_N]
+    return part_of(source, np.flatnonzero(~held_out_N)), part_of(source, np.flatnonzero(held_out_N))
+
+
+def _first_copies(source: Pictures) -> NDArray[np.int64]:
+    """Index (N,) of the first picture of the same bytes: its own where there is none before it.
+
+    Only pictures of the same size are read; where they are too many, all count as different.
+    """
+    first_N = np.arange(len(source))
+    sizes_N = source.sizes() if len(source) <= MAX_COMPARED else None
+    if sizes_N is None:
+        return first_N
+    _, place_N, counts = np.unique(sizes_N, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[place_N] > 1)
+    if sizes_N[alike].sum() > MAX_READ:
+        return first_N
+    seen: dict[bytes, int] = {}
+    for index, found in zip(alike.tolist(), content_digests(PictureSubset(source, alike)), strict=True):
+        if found is not None:
+            first_N[index] = seen.setdefault(found, index)
+    return first_N
 
 
 def take(source: P, limit: int | None, seed: int = 0) -> P:

@@ -42,6 +42,9 @@ class ArrowSource:
         encoded: bytes = self._images[index].as_py() or b""
         return encoded
 
+    def sizes(self) -> NDArray[np.int64]:
+        return encoded_sizes(self._images)
+
 
 def open_saved(root: Path, shards: Sequence[Path]) -> ArrowSource:
     """What `datasets.Dataset.save_to_disk` wrote; its files are mapped, not read.
@@ -127,6 +130,13 @@ def encoded_pictures(column: Any) -> Any:
     if len(chunks) == 1:
         return chunks[0]
     return require("pyarrow", "train").chunked_array(chunks, chunks[0].type if chunks else "binary")
+
+
+def encoded_sizes(pictures: Any) -> NDArray[np.int64]:
+    """Bytes of each of them, int64 (N,)."""
+    compute = require("pyarrow.compute", "train")
+    lengths = compute.fill_null(compute.binary_length(pictures), 0)
+    return np.asarray(lengths, np.int64)
 
 
 def one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.data.contract import IMAGE_SUFFIXES, check_labels, digest, index_labels
 from vitesse.errors import DataError
@@ -72,6 +73,9 @@ class TarSource:
         if len(data) < size:
             raise OSError(f"expected {size} bytes, the shard ends after {len(data)} of them")
         return data
+
+    def sizes(self) -> NDArray[np.int64]:
+        return self._sizes
 
 
 def _pictures(shard: Path) -> Iterator[Sample]:

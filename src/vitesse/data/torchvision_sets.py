@@ -49,6 +49,9 @@ class ArraySource:
     def read(self, index: int) -> bytes:
         return bytes(self._header + self.images_NHWC[index].tobytes())
 
+    def sizes(self) -> NDArray[np.int64]:
+        return np.full(len(self), len(self._header) + self.images_NHWC[0].nbytes)
+
 
 def open_set(name: str, root: Path, split: str | None) -> Source:
     """The `train` or `test` split of one of `SETS`.

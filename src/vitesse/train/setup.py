@@ -220,7 +220,6 @@ def targets_and_teacher(
         return targets, teacher
     path = facts.out / "teacher_logits.safetensors"
     preprocess = replace(facts.preprocess, image_size=teacher.image_size)
-    with accelerator.main_process_first():
-        logits_NK = cached_logits(teacher, source, preprocess, path, recipe.workers, check)
+    logits_NK = cached_logits(accelerator, teacher, source, preprocess, path, recipe.workers, check)
     shares_NK = teacher_shares(logits_NK, recipe.distill, recipe.distill_temperature)
     return replace(targets, shares_NK=shares_NK, alpha=recipe.distill_alpha), None

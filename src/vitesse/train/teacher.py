@@ -6,7 +6,7 @@ Shape suffixes: B images, N pictures of a source, K classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.catalogue import CHECKPOINT_SUFFIX
+from vitesse.data.sources import Source, Subset
 from vitesse.errors import ConfigError, ImageError
 from vitesse.models import build
 from vitesse.models.checkpoint import load_checkpoint
@@ -26,12 +27,14 @@ from vitesse.progress import say, track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, PreprocessSpec, from_mapping
 from vitesse.train.checkpoint import digest
+from vitesse.train.together import from_all
 from vitesse.weights.files import save_tensors
 from vitesse.weights.hub import fetch
 from vitesse.weights.load import load_weights
 
 if TYPE_CHECKING:
-    from vitesse.data.sources import Source
+    from accelerate import Accelerator
+
     from vitesse.train.recipe import Recipe
 
 ASKED_TOGETHER = 64
@@ -105,6 +108,7 @@ def _check_teacher(name: str, classes: int, expected: int, in_chans: int = 3) ->
 
 
 def cached_logits(
+    accelerator: Accelerator,
     teacher: Teacher,
     source: Source,
     preprocess: PreprocessSpec,
@@ -114,16 +118,41 @@ def cached_logits(
 ) -> Tensor:
     """A teacher's logits (N, K) for every picture of a source, mean of the plain and the mirrored view.
 
-    They are kept in `path` and read from there when the run is resumed, unless they are of another teacher
-    or of other pictures. An unreadable picture gets zeros. `check` is called before every batch, and may
-    raise.
+    Each process asks about a part of them. They are kept in `path` and read from there when the run is
+    resumed, unless they are of another teacher or of other pictures. An unreadable picture gets zeros.
+    `check` is called before every batch, and may raise; then all processes raise.
     """
     asked = {"asked": digest(teacher.state_dict(), source.fingerprint, repr(preprocess))}
+    kept_NK = _kept(path, asked)
+    kept_everywhere = all(from_all(accelerator, lambda: kept_NK is not None))
+    if kept_NK is not None and kept_everywhere:
+        return kept_NK
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = Subset(source, np.arange(rank, len(source), world))
+    parts = from_all(accelerator, lambda: _ask(teacher, mine, preprocess, workers, check))
+    logits_NK = torch.empty(len(source), parts[0].shape[1])
+    for first, part_NK in enumerate(parts):
+        logits_NK[first::world] = part_NK
+    if accelerator.is_main_process:
+        try:
+            save_tensors(path, {"logits_NK": logits_NK}, asked)
+        except OSError as error:
+            say(f"{error}; the teacher is asked again when the run is resumed")
+    return logits_NK
+
+
+def _kept(path: Path, asked: Mapping[str, str]) -> Tensor | None:
+    """What an earlier run asked, if it was the same."""
     with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
         if file.metadata() == {"format": "pt", **asked}:
-            cached_NK: Tensor = file.get_tensor("logits_NK")
-            return cached_NK
+            kept_NK: Tensor = file.get_tensor("logits_NK")
+            return kept_NK
+    return None
 
+
+def _ask(
+    teacher: Teacher, source: Source, preprocess: PreprocessSpec, workers: int, check: Callable[[], None]
+) -> Tensor:
     def load(index: int) -> Tensor:
         try:
             return torch.from_numpy(load_tensor(source.read(index), preprocess))
@@ -138,9 +167,4 @@ def cached_logits(
             check()
             x_BCHW = torch.stack(list(pool.map(load, chunk.tolist()))).to(device)
             rows.append((teacher(x_BCHW) + teacher(x_BCHW.flip(3))).float().cpu() / 2)
-    logits_NK = torch.cat(rows)
-    try:
-        save_tensors(path, {"logits_NK": logits_NK}, asked)
-    except OSError as error:
-        say(f"{error}; the teacher is asked again when the run is resumed")
-    return logits_NK
+    return torch.cat(rows)

@@ -11,20 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.data.sources import Source, Subset, take
-from vitesse.errors import DataError, ImageError, VitesseError
+from vitesse.errors import DataError, ImageError
 from vitesse.metrics import Outcomes, outcomes
 from vitesse.models.engine import TorchEngine
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
-from vitesse.train.stopping import StoppableEngine, StopRequestedError, StopSignals
+from vitesse.train.stopping import StoppableEngine, StopSignals
+from vitesse.train.together import from_all
 
 BN_BATCH = 100
 
@@ -46,29 +46,24 @@ def validate(
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
     engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
-    found: Outcomes | VitesseError | None = None
-    try:
-        found = outcomes(
-            engine,
-            Subset(source, mine) if world > 1 else source,
-            preprocess,
-            workers=max(1, recipe.workers),
-            mux_width=getattr(weights, "mux_width", 1),
-        )
-        if world > 1:
-            found = dataclasses.replace(found, pictures_B=mine[found.pictures_B])
-    except StopRequestedError:
-        pass
-    except VitesseError as error:  # told to the others, who would wait for this process
-        found = error
-    parts = gather_object([found]) if world > 1 else [found]
-    if any(part is None for part in parts):
-        raise StopRequestedError(signals.received or "another process")
-    whole = [part for part in parts if isinstance(part, Outcomes)]
-    errors = [part for part in parts if isinstance(part, VitesseError)]
-    if errors and not (whole and all(isinstance(error, DataError) for error in errors)):
-        raise errors[0]  # a process whose part holds no readable picture matters only where all are so
-    return Outcomes.joined(whole)
+
+    def ask() -> Outcomes | DataError:
+        try:
+            found = outcomes(
+                engine,
+                Subset(source, mine) if world > 1 else source,
+                preprocess,
+                workers=max(1, recipe.workers),
+                mux_width=getattr(weights, "mux_width", 1),
+            )
+        except DataError as error:  # a part without a readable picture matters only where all are so
+            return error
+        return dataclasses.replace(found, pictures_B=mine[found.pictures_B]) if world > 1 else found
+
+    parts = from_all(accelerator, ask)
+    if found := [part for part in parts if isinstance(part, Outcomes)]:
+        return Outcomes.joined(found)
+    raise next(part for part in parts if isinstance(part, DataError))
 
 
 def with_fresh_statistics(
