@@ -138,7 +138,7 @@ def evaluate(
         engine_img_per_s=timed.images / timed.seconds,
         mux_width=width,
         agreement=agreement,
-        **vars(found.scores(len(source))),
+        **vars(found.scores(source)),
         **{f"labels_{key}": value for key, value in others.items()},
     )
 

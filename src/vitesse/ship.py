@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from vitesse.data.sources import Source
 from vitesse.export import export
 from vitesse.publish import write_card
 
@@ -30,9 +31,9 @@ def ship(result: TrainResult, folder: str | Path, precision: str = "fp32") -> Ar
     artefact = export(
         result.best,
         folder / "model.onnx",
-        data=result.val_source,
+        data=cast(Source, result.val_source),
         precision=precision,
-        calibrate=result.train_source if precision == "int8" else None,
+        calibrate=cast(Source, result.train_source) if precision == "int8" else None,
         trained_on=result.data,
     )
     write_card(artefact.path, folder)

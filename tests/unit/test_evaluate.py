@@ -209,7 +209,7 @@ def test_pictures_that_share_a_pass_are_drawn_and_scored_by_slot(
     assert in_order.top1 == 1.0, "side by side, pictures of one class hide it"
     assert in_order.slots == ()
     drawn = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2)
-    scores = drawn.scores(len(source))
+    scores = drawn.scores(source)
     assert scores.slots[0] == 1.0
     assert scores.slots[1] == pytest.approx(2 * scores.top1 - 1)
     assert 0.6 < scores.slots[1] < 0.95

@@ -53,6 +53,11 @@ class DenseCheck:
         """How often each fault is there."""
         return dict(Counter(note.fault for note in self.notes))
 
+    @property
+    def faulty(self) -> bool:
+        """Whether anything is wrong but what is harmless."""
+        return any(note.fault not in HARMLESS for note in self.notes)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: where each kind of fault is."""
         faults: dict[str, list[str]] = {}

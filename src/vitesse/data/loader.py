@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import threading
@@ -14,44 +15,91 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitesse.data.contract import Pictures
+from vitesse.data.joint import BoxTarget
 from vitesse.data.sampler import Key, ShuffledKeys
-from vitesse.data.sources import Source
 from vitesse.errors import ImageError
 
-Transform = Callable[[bytes], Tensor]
+Item = tuple[tuple[Tensor, Any] | None, int]
+"""An augmented picture with its annotation, None for an unreadable one, and its source index."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented pictures uint8 (B, C, H, W), their source indices int64 (B,), and the refused indices."""
+    """Augmented pictures with what is known of them beside their class.
+
+    Attributes:
+        images_BCHW: uint8.
+        annotations: nothing for pictures with a class each; else a `BoxTarget` of each picture, or labels
+            (B, H, W) uint8.
+        indices_B: of the pictures in the source, int64.
+        refused: indices of those that cannot be read.
+    """
 
     images_BCHW: Tensor
     indices_B: Tensor
-    refused: tuple[int, ...]
+    refused: tuple[int, ...] = ()
+    annotations: tuple[BoxTarget, ...] | Tensor = ()
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from where a GPU fetches while it computes."""
-        return Batch(self.images_BCHW.pin_memory(), self.indices_B.pin_memory(), self.refused)
+        return self._each(lambda part: part.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def twice(self) -> Batch:
+        """Of a batch of one, the same picture two times."""
+        annotations = self.annotations
+        return dataclasses.replace(
+            self,
+            images_BCHW=self.images_BCHW.expand(2, -1, -1, -1),
+            indices_B=self.indices_B.expand(2),
+            annotations=annotations.expand(2, -1, -1) if isinstance(annotations, Tensor) else annotations * 2,
+        )
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        annotations = self.annotations
+        return dataclasses.replace(
+            self,
+            images_BCHW=change(self.images_BCHW),
+            indices_B=change(self.indices_B),
+            annotations=change(annotations)
+            if isinstance(annotations, Tensor)
+            else tuple(map(change, annotations)),
+        )
 
 
-class AugmentedPictures(Dataset[tuple[Tensor | None, int]]):
-    """Pictures of a source, decoded and augmented; an unreadable one is None.
+class AugmentedPictures(Dataset[Item]):
+    """Pictures of a source, decoded and augmented together with their boxes or label maps.
 
     The random state is set from the key, so a worker's history never matters.
+
+    Args:
+        transform: of the encoded picture, or of that and its annotation.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+    def __init__(self, source: Pictures, transform: Callable[..., Any], seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor | None, int]:
+    def __getitem__(self, key: Key) -> Item:
         seed_by(self.seed, key)
         try:
-            return self.transform(self.source.read(key.picture)), key.picture
+            return self._augmented(self.source.read(key.picture), key.picture), key.picture
         except (ImageError, OSError):
             return None, key.picture
+
+    def _augmented(self, encoded: bytes, index: int) -> tuple[Tensor, Any]:
+        source: Any = self.source
+        if hasattr(source, "boxes"):
+            return self.transform(encoded, source.boxes(index))  # type: ignore[no-any-return]
+        if hasattr(source, "label_map"):
+            return self.transform(encoded, source.label_map(index))  # type: ignore[no-any-return]
+        return self.transform(encoded), None
 
 
 def seed_by(seed: int, key: Key) -> None:
@@ -62,19 +110,20 @@ def seed_by(seed: int, key: Key) -> None:
     torch.default_generator.manual_seed(state)  # torch.manual_seed seeds GPUs too, in 0.1 ms
 
 
-def collate(items: list[tuple[Tensor | None, int]]) -> Batch:
+def collate(items: list[Item]) -> Batch:
     """Stack the readable pictures of a batch and name the others."""
-    readable = [(image, index) for image, index in items if image is not None]
+    readable = [(*found, index) for found, index in items if found is not None]
+    images, annotations, indices = zip(*readable, strict=True) if readable else ((), (), ())
+    known = tuple(annotation for annotation in annotations if annotation is not None)
     return Batch(
-        images_BCHW=torch.stack([image for image, _ in readable]) if readable else torch.empty(0),
-        indices_B=torch.tensor([index for _, index in readable], dtype=torch.int64),
-        refused=tuple(index for image, index in items if image is None),
+        images_BCHW=torch.stack(images) if images else torch.empty(0),
+        indices_B=torch.tensor(indices, dtype=torch.int64),
+        refused=tuple(index for found, index in items if found is None),
+        annotations=torch.stack(known) if known and isinstance(known[0], Tensor) else known,
     )
 
 
-def training_batches(
-    pictures: Dataset[Any], keys: ShuffledKeys, workers: int, collate: Callable[[list[Any]], Any] = collate
-) -> TrainingBatches:
+def training_batches(pictures: AugmentedPictures, keys: ShuffledKeys, workers: int) -> TrainingBatches:
     """Batches decoded by `workers` processes that live as long as the loader (0: in this one)."""
     return TrainingBatches(
         pictures,
@@ -87,7 +136,7 @@ def training_batches(
     )
 
 
-class TrainingBatches(DataLoader[Any]):
+class TrainingBatches(DataLoader[Item]):
     """A loader that tells of a killed worker where a batch is waited for, and not in the midst of a step."""
 
     def __iter__(self) -> Any:

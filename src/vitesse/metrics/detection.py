@@ -58,6 +58,15 @@ class BoxScores:
     images: int
     refused: int = 0
 
+    @property
+    def best_by(self) -> float:
+        """What makes weights the best ones."""
+        return self.ap
+
+    def explain(self) -> str:
+        """In a few words."""
+        return f"AP {self.ap:.3f}, at half overlap {self.ap50:.3f}"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return to_mapping(self)

@@ -1,4 +1,4 @@
-"""Labelled pictures shown to an engine: the next batch is decoded while one runs.
+"""Pictures shown to an engine: the next batch is decoded while one runs.
 
 Shape suffixes: N pictures of a source, B images, K classes, G groups, M pictures of a group.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from vitesse.errors import DataError, ImageError
 from vitesse.metrics.classes import check_label
 from vitesse.metrics.scores import Outcomes, Scores
 from vitesse.progress import track
-from vitesse.runtime.imaging import load_tensor
+from vitesse.runtime.imaging import load_tensor_and_size
 
 if TYPE_CHECKING:
+    from vitesse.data.contract import Pictures
     from vitesse.data.sources import Source
     from vitesse.runtime.engines import Engine
     from vitesse.spec import PreprocessSpec
@@ -45,7 +46,7 @@ def score(
         DataError: no picture could be read, or a label lies outside the model's classes.
     """
     found = outcomes(engine, source, preprocess, batch_size=batch_size, workers=workers, mux_width=mux_width)
-    return found.scores(len(source))
+    return found.scores(source)
 
 
 def score_in_groups(
@@ -55,7 +56,7 @@ def score_in_groups(
     found, agreement = outcomes_in_groups(
         engine, source, preprocess, batch_size=batch_size, mux_width=mux_width
     )
-    return found.scores(len(source)), agreement
+    return found.scores(source), agreement
 
 
 def outcomes_in_groups(
@@ -87,9 +88,10 @@ def outcomes(
         DataError: no picture could be read, or a label lies outside the model's classes.
     """
     order_N = np.arange(len(source)) if mux_width == 1 else _drawn(len(source), mux_width, mates)
-    shown = _shown(engine, source, preprocess, order_N, batch_size, workers)
     parts = []
-    for logits_BK, pictures_B in track(shown, "evaluate", -(-len(source) // batch_size)):
+    for (logits_BK, *_), pictures_B, _sizes in shown(
+        engine, source, preprocess, order_N, batch_size=batch_size, workers=workers
+    ):
         labels_B = source.labels[pictures_B]
         check_label(labels_B.max(), logits_BK.shape[1])
         parts.append(Outcomes.of(logits_BK, labels_B=labels_B, pictures_B=pictures_B, mux_width=mux_width))
@@ -108,33 +110,42 @@ def _drawn(count: int, mux_width: int, mates: int) -> NDArray[np.int64]:
     return np.concatenate([mixed_GM.ravel(), order_N[whole:]])
 
 
-def _shown(
+def shown(
     engine: Engine,
-    source: Source,
+    source: Pictures,
     preprocess: PreprocessSpec,
-    order_N: NDArray[np.int64],
-    batch_size: int,
-    workers: int,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Logits and indices of the readable pictures, batch by batch; the next batch is decoded meanwhile."""
+    order_N: NDArray[np.int64] | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[np.int64], list[tuple[int, int]]]]:
+    """What an engine gives for the readable pictures, batch by batch: its outputs, the pictures' indices, and
+    their own (height, width).
 
-    def load(index: int) -> NDArray[np.float32] | None:
+    Args:
+        order_N: in which to show them; by default as they come.
+        batch_size: pictures a run.
+        workers: threads that decode.
+    """
+
+    def load(index: int) -> tuple[NDArray[np.float32], tuple[int, int]] | None:
         try:
-            return load_tensor(source.read(index), preprocess)
+            return load_tensor_and_size(source.read(index), preprocess)
         except (ImageError, OSError):
             return None
 
+    order_N = np.arange(len(source)) if order_N is None else order_N
     with ThreadPoolExecutor(workers) as pool:
 
-        def start(first: int) -> list[tuple[int, Future[NDArray[np.float32] | None]]]:
+        def start(first: int) -> list[tuple[int, Future[tuple[NDArray[np.float32], tuple[int, int]] | None]]]:
             indices = order_N[first : first + batch_size].tolist()
             return [(index, pool.submit(load, index)) for index in indices]
 
         decoding = start(0)
-        for first in range(0, len(source), batch_size):
+        for first in track(range(0, len(source), batch_size), "evaluate", -(-len(source) // batch_size)):
             decoded, decoding = decoding, start(first + batch_size)
-            tensors = {index: future.result() for index, future in decoded}
-            readable = {index: tensor for index, tensor in tensors.items() if tensor is not None}
+            loaded = {index: future.result() for index, future in decoded}
+            readable = {index: item for index, item in loaded.items() if item is not None}
             if readable:
-                (logits_BK, *_) = engine.run(np.stack(list(readable.values())))
-                yield logits_BK, np.fromiter(readable, np.int64)
+                tensors, sizes = zip(*readable.values(), strict=True)
+                yield engine.run(np.stack(tensors)), np.fromiter(readable, np.int64), list(sizes)

@@ -5,8 +5,8 @@ Shape suffixes: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,15 @@ class Scores:
     images: int
     refused: int = 0
     slots: tuple[float, ...] = ()
+
+    @property
+    def best_by(self) -> float:
+        """What makes weights the best ones."""
+        return self.top1
+
+    def explain(self) -> str:
+        """In a few words."""
+        return f"top-1 {self.top1:.3f}, top-5 {self.top5:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; without slots where there are none."""
@@ -92,6 +101,10 @@ class Outcomes:
             losses_B=losses_B,
         )
 
+    def of_pictures(self, indices: NDArray[np.int64]) -> Outcomes:
+        """The same, where the pictures were those of `indices` in a larger source."""
+        return replace(self, pictures_B=indices[self.pictures_B])
+
     @classmethod
     def joined(cls, parts: Sequence[Outcomes]) -> Outcomes:
         """Those of several batches of one model, in their order."""
@@ -101,8 +114,8 @@ class Outcomes:
             **{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns},
         )
 
-    def scores(self, of: int) -> Scores:
-        """The figures, of a source of so many pictures; a slot that no picture was in is left out."""
+    def scores(self, source: Sized) -> Scores:
+        """The figures, of the source of these pictures; a slot that no picture was in is left out."""
         hits_B = self.ranks_B < 1
         slots = [hits_B[self.slots_B == slot] for slot in range(self.mux_width)]
         return Scores(
@@ -111,7 +124,7 @@ class Outcomes:
             ece=calibration_error(self.confidences_B, hits_B),
             nll=float(self.losses_B.mean()),
             images=len(hits_B),
-            refused=of - len(hits_B),
+            refused=len(source) - len(hits_B),
             slots=tuple(float(hits.mean()) for hits in slots if len(hits)) if len(slots) > 1 else (),
         )
 

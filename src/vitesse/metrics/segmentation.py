@@ -36,6 +36,15 @@ class MapScores:
     images: int
     refused: int = 0
 
+    @property
+    def best_by(self) -> float:
+        """What makes weights the best ones."""
+        return self.miou
+
+    def explain(self) -> str:
+        """In a few words."""
+        return f"mean IoU {self.miou:.3f}, pixels right {self.accuracy:.3f}"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return to_mapping(self)
@@ -76,19 +85,29 @@ class MapScorer:
         Raises:
             DataError: no pixel of it is labelled.
         """
-        labelled = self.confusion_KK.sum()
-        if not labelled:
-            raise DataError(f"{len(self._added)} pictures were looked at, none has a labelled pixel")
-        both_K = self.confusion_KK.diagonal()
-        either_K = self.confusion_KK.sum(axis=0) + self.confusion_KK.sum(axis=1) - both_K
-        class_iou = [b / e if e else None for b, e in zip(both_K.tolist(), either_K.tolist(), strict=True)]
-        return MapScores(
-            miou=float(np.mean([iou for iou in class_iou if iou is not None])),
-            class_iou=tuple(class_iou),
-            accuracy=float(both_K.sum() / labelled),
-            images=len(self._added),
-            refused=len(self.source) - len(self._added),
-        )
+        images = len(self._added)
+        return scores_of(self.confusion_KK, images=images, refused=len(self.source) - images)
+
+
+def scores_of(confusion_KK: NDArray[np.int64], *, images: int, refused: int = 0) -> MapScores:
+    """The figures of a confusion matrix of `confusion`.
+
+    Raises:
+        DataError: no pixel is labelled.
+    """
+    labelled = confusion_KK.sum()
+    if not labelled:
+        raise DataError(f"{images} pictures were looked at, none has a labelled pixel")
+    both_K = confusion_KK.diagonal()
+    either_K = confusion_KK.sum(axis=0) + confusion_KK.sum(axis=1) - both_K
+    class_iou = [b / e if e else None for b, e in zip(both_K.tolist(), either_K.tolist(), strict=True)]
+    return MapScores(
+        miou=float(np.mean([iou for iou in class_iou if iou is not None])),
+        class_iou=tuple(class_iou),
+        accuracy=float(both_K.sum() / labelled),
+        images=images,
+        refused=refused,
+    )
 
 
 def confusion(

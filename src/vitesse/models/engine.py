@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from vitesse.runtime.engines import checked_outputs
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """The model as an artefact has it: giving what its task promises (`vitesse.spec.Manifest`)."""
+    make = getattr(model, "deployed", None)
+    return model if make is None else cast(nn.Module, make())
 
 
 class TorchEngine:
@@ -20,7 +28,9 @@ class TorchEngine:
         self.device = device
 
     @torch.inference_mode()
-    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Logits (B, num_classes) float32, see `Engine.run`."""
-        logits_BK = self.model(torch.from_numpy(batch_BCHW).to(self.device))
-        return checked_outputs([logits_BK.float().cpu().numpy()], len(batch_BCHW), self.name)
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """The outputs of the model's task, numbers with a point as float32; see `Engine.run`."""
+        given = self.model(torch.from_numpy(batch_BCHW).to(self.device))
+        outputs = given if isinstance(given, tuple) else (given,)
+        arrays = [(x.float() if x.is_floating_point() else x).cpu().numpy() for x in outputs]
+        return checked_outputs(arrays, len(batch_BCHW), self.name)

@@ -41,7 +41,7 @@ class Progress:
     Attributes:
         step: optimisation steps done, the bad ones among them.
         epochs: epochs that are trained, evaluated where that was due, and recorded.
-        best_top1: the best accuracy seen, a fraction; -1 before the first evaluation.
+        best_score: of the best weights, 0 to 1; -1 before the first evaluation.
         seconds: time spent in training, over all sessions.
         bad_steps, bad_in_a_row: steps that were skipped because loss or gradient was not finite; and of
             these the last ones in a row.
@@ -50,7 +50,7 @@ class Progress:
 
     step: int = 0
     epochs: int = 0
-    best_top1: float = -1.0
+    best_score: float = -1.0
     seconds: float = 0.0
     bad_steps: int = 0
     bad_in_a_row: int = 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import nn
 
 from vitesse.catalogue import models
-from vitesse.data.check import class_balance
-from vitesse.data.sources import Source
+from vitesse.data.contract import Pictures
 from vitesse.errors import TrainingError
 from vitesse.metrics import Outcomes
 from vitesse.provenance import provenance
@@ -21,6 +23,7 @@ from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.record import REFUSED_FILE, RunLog
 from vitesse.train.report import Predictions, RunRecord, write_report
+from vitesse.train.tasks import Found, Task, task_of
 from vitesse.weights.files import save_weights
 
 REPORT_FILE = "report.html"
@@ -47,8 +50,13 @@ class RunFacts:
     data: str
     spec: ModelSpec
     recipe: Recipe
-    train_source: Source
-    val_source: Source
+    train_source: Pictures
+    val_source: Pictures
+
+    @property
+    def task(self) -> Task:
+        """What is trained for."""
+        return task_of(self.spec.name)
 
     @property
     def preprocess(self) -> PreprocessSpec:
@@ -106,13 +114,19 @@ class RunFolder:
                 f"{self.log.refused[0]}"
             )
 
-    def report(self, status: str, found: Outcomes | None) -> None:
+    @functools.cached_property
+    def amounts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How much there is of each class, to train with and held out."""
+        task = self.facts.task
+        return task.amounts(self.facts.train_source), task.amounts(self.facts.val_source)
+
+    def report(self, status: str, found: Found | None) -> None:
         """Write the page that a person looks at, with the latest evaluation."""
         if self.accelerator.is_main_process:
             with self.log.survived("the report"):
                 write_report(self._record(status, found), self.facts.out / REPORT_FILE)
 
-    def _record(self, status: str, found: Outcomes | None) -> RunRecord:
+    def _record(self, status: str, found: Found | None) -> RunRecord:
         facts, log, spec = self.facts, self.log, self.facts.spec
         known = next((m for m in models() if (m.name, m.image_size) == (spec.name, spec.image_size)), None)
         parameters = self.accelerator.unwrap_model(self.checkpoints.model).parameters()
@@ -127,12 +141,12 @@ class RunFolder:
             provenance=provenance() | {"data": facts.train_source.fingerprint},
             status=status,
             class_names=facts.train_source.class_names,
-            train_counts=class_balance(facts.train_source),
-            val_counts=class_balance(facts.val_source),
+            train_counts=self.amounts[0],
+            val_counts=self.amounts[1],
             notes=tuple(log.notes),
             steps=log.of_kind("step"),
             epochs=log.of_kind("epoch"),
-            predictions=_predictions(found, facts.val_source) if found else None,
+            predictions=_predictions(found, facts.val_source) if isinstance(found, Outcomes) else None,
         )
 
     def _save_models(self, model: nn.Module, best: bool, made: dict[str, Any]) -> None:
@@ -160,7 +174,7 @@ class RunFolder:
         }
 
 
-def _predictions(found: Outcomes, source: Source) -> Predictions:
+def _predictions(found: Outcomes, source: Pictures) -> Predictions:
     return Predictions(
         labels_N=found.labels_B,
         firsts_N=found.firsts_B,

@@ -17,37 +17,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitesse.data.check import check_data, check_trainable
+from vitesse.data.contract import Pictures
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
-from vitesse.data.sources import Source
 from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
-from vitesse.metrics import Outcomes, Scores
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
 from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
-from vitesse.train.objective import Objective
 from vitesse.train.optimizer import adamw, moving_average
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.record import RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
-from vitesse.train.setup import (
-    augmentation,
-    fitted,
-    initial_model,
-    make_accelerator,
-    splits,
-    targets_and_teacher,
-)
+from vitesse.train.setup import fitted, initial_model, make_accelerator, splits
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
+from vitesse.train.tasks import Figures, Found, task_of
 from vitesse.train.validation import validate, with_fresh_statistics
 from vitesse.weights.files import save_tensors
 
 ROWS_AN_EPOCH = 50
-TOLD_OF_PROGRESS = ("step", "epochs", "best_top1", "seconds", "bad_steps")
+TOLD_OF_PROGRESS = ("step", "epochs", "best_score", "seconds", "bad_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +55,14 @@ class TrainResult:
         train_source, val_source: the pictures themselves.
     """
 
-    scores: Scores
+    scores: Figures
     checkpoint: Path
     best: Path
     report: Path
     refused: tuple[str, ...]
     data: str
-    train_source: Source
-    val_source: Source
+    train_source: Pictures
+    val_source: Pictures
 
 
 def train(
@@ -83,11 +74,11 @@ def train(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     strict: bool = False,
 ) -> TrainResult:
-    """Train or fine-tune a classifier; goes on by itself where `out` holds an unfinished run.
+    """Train or fine-tune a model for its task; goes on by itself where `out` holds an unfinished run.
 
     Args:
-        data: anything `open_source` reads. Without a `test` (or `val`) split, a tenth of each class is
-            held out, drawn by the recipe's seed.
+        data: anything that `open_source` reads, for a detector `open_boxes`, for a segmenter `open_maps`.
+            Without a `val` (or `test`) split, a tenth of each class is held out, drawn by the recipe's seed.
         model: a registered name or `timm:NAME`.
         out: folder of the run: `checkpoints/{last,best}/model.safetensors`, `metrics.jsonl`, `report.html`.
         recipe: a shipped recipe's name or a YAML file.
@@ -98,15 +89,16 @@ def train(
         StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
-    settings = load_recipe(recipe, overrides, model)
-    train_source, val_source = splits(data, settings)
-    check_trainable(train_source)
+    settings, task = load_recipe(recipe, overrides, model), task_of(model)
+    task.check_recipe(settings)
+    train_source, val_source = splits(task, data, settings)
+    task.check(train_source)
     facts = RunFacts(
         out=Path(out),
         data=Path(str(data)).name,
         spec=ModelSpec(
             name=model,
-            image_size=(settings.image_size, settings.image_size),
+            image_size=settings.input_size,
             num_classes=len(train_source.class_names),
             drop_path_rate=settings.drop_path_rate,
             distilled=settings.distilled,
@@ -139,7 +131,7 @@ class Trainer:
         self.recipe = recipe = fitted(facts.recipe, len(facts.train_source), share)
         self.facts = facts = replace(facts, recipe=recipe)
         self.progress = Progress()
-        self.found: Outcomes | None = None
+        self.found: Found | None = None
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, facts.out, recipe)
         self.clock = StepClock(accelerator.device)
@@ -154,24 +146,10 @@ class Trainer:
         )
         self.folder = RunFolder(facts, self.log, checkpoints)
         self.drop_path = DropPathSchedule(recipe, self.plain)
-        targets, teacher = targets_and_teacher(facts, accelerator, signals.check)
-        objective = Objective(
-            recipe,
-            torch.compile(self.model) if recipe.compile else self.model,
-            teacher,
-            self.average and self.average.module,
-            accelerator.autocast,
-        )
+        average = self.average and self.average.module
+        loss = facts.task.loss(facts, accelerator, self.model, average, signals.check)
         self.step = TrainingStep(
-            recipe,
-            accelerator,
-            self.model,
-            self.optimizer,
-            self.average,
-            objective,
-            targets,
-            facts.preprocess,
-            self.clock,
+            recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
         )
         self.keys = ShuffledKeys(
             len(facts.train_source),
@@ -182,7 +160,7 @@ class Trainer:
             facts.train_source.blocks,
         )
         self.batches = training_batches(
-            AugmentedPictures(facts.train_source, augmentation(recipe), recipe.seed),
+            AugmentedPictures(facts.train_source, facts.task.augmentation(recipe), recipe.seed),
             self.keys,
             recipe.workers,
         )
@@ -227,7 +205,7 @@ class Trainer:
             self.log.close()
         self.folder.check_saved()
         return TrainResult(
-            scores=found.scores(len(self.facts.val_source)),
+            scores=found.scores(self.facts.val_source),
             refused=self.log.refused,
             data=self.facts.data,
             train_source=self.facts.train_source,
@@ -244,11 +222,12 @@ class Trainer:
         if not strict and (not self.accelerator.is_main_process or self.folder.checkpoints.exist()):
             return
         workers = max(1, self.recipe.workers)
-        found = check_data(self.facts.train_source, self.facts.val_source, decode=strict, workers=workers)
-        for line in found.lines():
+        facts = self.facts
+        lines, faulty = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
+        for line in lines:
             self.log.note(line)
-        if strict and found.unreadable:
-            raise DataError(f"--strict: {found.lines()[-1]}; mend or remove it")
+        if strict and faulty:
+            raise DataError(f"--strict: {lines[-1]}; mend or remove it")
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet."""
@@ -329,17 +308,17 @@ class Trainer:
             "is good: go on from it with init= in another --out, with a lower lr or precision=fp32"
         )
 
-    def _close_epoch(self) -> Outcomes | None:
+    def _close_epoch(self) -> Found | None:
         """Evaluate where it is due, record and save the epoch that was trained."""
         done = self.progress
         epoch = done.epochs + 1
         found, weights = None, self._model_to_keep()
         if epoch % self.recipe.eval_every == 0 or epoch == self.recipe.epochs:
             found = self._validate(weights)
-        scores = found.scores(len(self.facts.val_source)) if found else None
+        scores = found.scores(self.facts.val_source) if found else None
         loss = done.loss_sum / max(done.loss_count, 1)
-        best_top1 = max(done.best_top1, scores.top1 if scores else -1.0)
-        self.progress = replace(done, epochs=epoch, loss_sum=0.0, loss_count=0, best_top1=best_top1)
+        best_score = max(done.best_score, scores.best_by if scores else -1.0)
+        self.progress = replace(done, epochs=epoch, loss_sum=0.0, loss_count=0, best_score=best_score)
         self.log.add(
             "epoch",
             {
@@ -352,23 +331,24 @@ class Trainer:
             },
         )
         if self.accelerator.is_main_process:
-            accuracy = f", top-1 {scores.top1:.3f}, top-5 {scores.top5:.3f}" if scores else ""
+            accuracy = f", {scores.explain()}" if scores else ""
             say(f"epoch {epoch}/{self.recipe.epochs}, {_clock(done.seconds)}: loss {loss:.3f}{accuracy}")
         self.folder.refuse(self.refused)
-        self._save(weights, best=best_top1 > done.best_top1)
+        self._save(weights, best=best_score > done.best_score)
         if not self.folder.saved:
-            self.progress = replace(self.progress, best_top1=done.best_top1)
+            self.progress = replace(self.progress, best_score=done.best_score)
         if epoch < self.recipe.epochs:
             self._report(f"running, epoch {epoch + 1} of {self.recipe.epochs}", found)
         return found
 
-    def _report(self, status: str, found: Outcomes | None = None) -> None:
+    def _report(self, status: str, found: Found | None = None) -> None:
         self.found = found or self.found
         self.folder.report(status, self.found)
 
-    def _validate(self, weights: nn.Module) -> Outcomes:
+    def _validate(self, weights: nn.Module) -> Found:
         try:
             return validate(
+                self.facts.task,
                 self.accelerator,
                 weights,
                 self.facts.val_source,

@@ -15,7 +15,6 @@ from threading import Event, Thread
 from typing import Any
 
 from vitesse.errors import StoppedError, TrainingError, VitesseError, require
-from vitesse.metrics import Scores
 from vitesse.progress import is_first_process, say
 from vitesse.spec import from_mapping
 from vitesse.train.folder import run_files
@@ -24,6 +23,7 @@ from vitesse.train.recipe_files import load_recipe
 from vitesse.train.record import make_folder
 from vitesse.train.setup import splits
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals
+from vitesse.train.tasks import task_of
 
 MAX_FAILURES = 3
 """So often a run goes on from its last checkpoint after a worker was lost."""
@@ -49,8 +49,9 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     """
     os.environ.update({**QUIET, **os.environ})
     ray = require("ray", "scale")
+    task = task_of(options["model"])
     settings = load_recipe(options["recipe"], options["overrides"], options["model"])
-    train_source, val_source = splits(data, settings)
+    train_source, val_source = splits(task, data, settings)
     out = Path(options["out"]).resolve()
     make_folder(out)
     call = {"data": str(data), **options, "out": str(out)}
@@ -70,7 +71,7 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
             if started:
                 ray.shutdown()
     return TrainResult(
-        scores=from_mapping(Scores, outcome["scores"]),
+        scores=from_mapping(task.figures, outcome["scores"]),
         refused=tuple(outcome["refused"]),
         data=Path(data).name,
         train_source=train_source,

@@ -46,7 +46,7 @@ class Recipe:
         clip_grad: largest norm of the gradient, 0 is off; with `clip_mode` agc, largest share of each
             unit's own norm (adaptive gradient clipping, arXiv 2102.06171).
         max_bad_steps: steps in a row without finite loss and gradient after which a run is given up.
-        image_size: side of the model's square input.
+        image_size: side of the model's square input, or its width where `image_height` says another height.
         augment_size: side at which pictures are cropped and augmented; None takes `image_size`. Small
             pictures are augmented at their own size and enlarged on the training device.
         train_sizes: sides to train at instead of `image_size`; `size_order` `random` draws one for every
@@ -67,6 +67,9 @@ class Recipe:
         drop_path_ramp: scale it with the share of the run that is done.
         rand_augment: timm's RandAugment policy; empty is off.
         crop_scale: smallest and largest share of the picture that a random crop keeps.
+        scale: of pictures with boxes or label maps: smallest and largest size at which they are shown, of the
+            size at which they fit the input (boxes), or of their own size (label maps).
+        box_crop: which part of a picture with boxes is shown, see `AugmentBoxes`.
         repeats: copies of a picture in a step, each augmented in another way; an epoch then has accordingly
             fewer pictures (repeated augmentation, arXiv 1902.05509).
         mixup, cutmix: strength (alpha) of each; 0 is off. `mix_prob` is the share of mixed batches.
@@ -107,10 +110,11 @@ class Recipe:
     clip_mode: Literal["norm", "agc"] = "norm"
     max_bad_steps: int = 20
     image_size: int = 224
+    image_height: int | None = None
     augment_size: int | None = None
     train_sizes: tuple[int, ...] = ()
     size_order: Literal["random", "growing"] = "random"
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash", "fit"] = "crop"
     crop_pct: float = 0.875
     seed: int = 0
     workers: int = 2
@@ -133,6 +137,8 @@ class Recipe:
     rand_augment: str = ""
     color_jitter: float = 0.0
     crop_scale: tuple[float, float] = (0.35, 1.0)
+    scale: tuple[float, float] = (0.5, 2.0)
+    box_crop: Literal["jitter", "overlap", "none"] = "jitter"
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     hflip: float = 0.5
     random_erase: float = 0.0
@@ -170,6 +176,10 @@ class Recipe:
         expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
         low, high = self.crop_scale
         expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        low, high = self.scale
+        expect(0 < low <= high, "scale", "0 < low <= high", self.scale)
+        height = self.image_height
+        expect(height is None or height >= 1, "image_height", "at least 1", height)
         skip = self.drop_path_skip
         expect(skip is None or skip >= 0, "drop_path_skip", "0 or more", skip)
         pictures = self.bn_images
@@ -182,6 +192,11 @@ class Recipe:
         expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
         known = {"tensorboard", "wandb", "mlflow"}
         expect(set(self.trackers) <= known, "trackers", f"some of {', '.join(sorted(known))}", self.trackers)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the model's input."""
+        return self.image_height or self.image_size, self.image_size
 
     @property
     def peak_lr(self) -> float:

@@ -18,20 +18,18 @@ from accelerate.utils import ProjectConfiguration
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore, init_process_group  # type: ignore[attr-defined]
 
+from vitesse.data.contract import Pictures
 from vitesse.data.sampler import Share
-from vitesse.data.sources import HELD_OUT_SHARE, Source, hold_out, open_source, take
-from vitesse.data.transforms import Augment
+from vitesse.data.subset import HELD_OUT_SHARE, hold_out, take
 from vitesse.errors import ConfigError, DataError, WeightsError
 from vitesse.models import build
 from vitesse.models.foreign import is_timm, timm_weights
 from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
 from vitesse.spec import ModelSpec
-from vitesse.train.folder import RunFacts
-from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.recipe import Recipe
 from vitesse.train.record import check_trackers
-from vitesse.train.teacher import Teacher, cached_logits, load_teacher
+from vitesse.train.tasks import Task
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
@@ -41,17 +39,19 @@ SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """Ways of accelerate to spread one model over processes, none of which the loop knows."""
 
 
-def splits(data: str | Path, recipe: Recipe) -> tuple[Source, Source]:
+def splits(task: Task, data: str | Path, recipe: Recipe) -> tuple[Pictures, Pictures]:
     """Training and held-out pictures: two splits of the data, or a seeded tenth of each class held out.
+
+    Where data has a `val` split beside `test`, that one is held out.
 
     Raises:
         DataError: the data cannot be read, its splits hold different classes, or none is held out.
     """
     try:
-        train_source, val_source = open_source(data, "train"), open_source(data, "test")
+        train_source, val_source = task.open(data, "train"), task.open(data, "val")
     except DataError as error:
         try:
-            whole = open_source(data)
+            whole = task.open(data, None)
         except DataError:
             raise error from None  # there are splits, and one of them cannot be read
         train_source, val_source = hold_out(whole, HELD_OUT_SHARE, recipe.seed)
@@ -189,37 +189,3 @@ def _check_sizes(model: nn.Module, sides: Iterable[int]) -> None:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"recipe train_sizes: cannot train at {side} pixels: {reason}") from error
     model.train()
-
-
-def augmentation(recipe: Recipe) -> Augment:
-    side = recipe.augment_size or max(recipe.image_size, *recipe.train_sizes, 0)
-    return Augment(
-        (side, side),
-        crop_scale=recipe.crop_scale,
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter,
-        rand_augment=recipe.rand_augment,
-        interpolation=recipe.interpolation,
-    )
-
-
-def targets_and_teacher(
-    facts: RunFacts, accelerator: Accelerator, check: Callable[[], None]
-) -> tuple[Targets, Teacher | None]:
-    """What every picture should be taken for, and the teacher to ask at every step, if any.
-
-    A teacher that is asked once a picture is mixed into the targets; `check` is called before each of its
-    batches, and may raise.
-    """
-    recipe, source = facts.recipe, facts.train_source
-    targets = Targets(torch.from_numpy(source.labels), len(source.class_names), recipe.label_smoothing)
-    teacher = load_teacher(recipe, facts.spec.num_classes)
-    if teacher is not None:
-        teacher.to(accelerator.device)
-    if teacher is None or not recipe.teacher_cache:
-        return targets, teacher
-    path = facts.out / "teacher_logits.safetensors"
-    preprocess = replace(facts.preprocess, image_size=teacher.image_size)
-    logits_NK = cached_logits(accelerator, teacher, source, preprocess, path, recipe.workers, check)
-    shares_NK = teacher_shares(logits_NK, recipe.distill, recipe.distill_temperature)
-    return replace(targets, shares_NK=shares_NK, alpha=recipe.distill_alpha), None

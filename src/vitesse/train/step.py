@@ -1,6 +1,6 @@
 """One optimisation step, which a batch that is not finite cannot spoil.
 
-Shape suffixes: B images, C channels, H rows, W columns, N pictures of the source, K classes.
+Shape suffixes: B images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitesse.data.loader import Batch
-from vitesse.data.transforms import DeviceTransform, mix_batches
-from vitesse.spec import PreprocessSpec
 from vitesse.train.clock import StepClock
-from vitesse.train.losses import Targets
-from vitesse.train.objective import Objective
 from vitesse.train.optimizer import KeptBuffers, clip, update_average
 from vitesse.train.recipe import Recipe
 from vitesse.train.schedule import lr_at, size_at
+from vitesse.train.tasks import Loss
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class TrainingStep:
     Args:
         model: as prepared by accelerate, like `optimizer`.
         average: timm's moving average of the unwrapped model, or None.
-        targets: of every picture of the source.
+        loss: what the model's task minimises.
     """
 
     def __init__(
@@ -77,19 +74,14 @@ class TrainingStep:
         model: nn.Module,
         optimizer: Any,
         average: Any,
-        objective: Objective,
-        targets: Targets,
-        preprocess: PreprocessSpec,
+        loss: Loss,
         clock: StepClock,
     ) -> None:
         self.recipe, self.accelerator, self.clock = recipe, accelerator, clock
         self.model, self.optimizer, self.average = model, optimizer, average
-        self.objective, self.targets = objective, targets
-        self.transform = DeviceTransform(preprocess, recipe.random_erase).to(accelerator.device)
-        self.mix = mix_batches(recipe.mixup, recipe.cutmix, recipe.mix_prob)
+        self.loss = loss
         self.plain: nn.Module = accelerator.unwrap_model(model)
         self.buffers = KeptBuffers(self.plain)
-        self.mux_width: int = getattr(self.plain, "mux_width", 1)
         self.batches: list[Batch] = []
 
     def __call__(
@@ -143,21 +135,13 @@ class TrainingStep:
             raise LostWorkerError(str(error)) from error
 
     def _forward_backward(self, batch: Batch, step: int, part: int, epoch: float) -> Tensor:
-        recipe, device = self.recipe, self.accelerator.device
+        recipe = self.recipe
         state = np.random.SeedSequence((recipe.seed, step, part, self.accelerator.process_index))
         self._seed(int(state.generate_state(1)[0]))
-        images_BCHW, indices_B, weight = _at_least_two(batch, recipe)
-        before = None if weight else KeptBuffers(self.plain)
-        side = size_at(recipe, int(epoch), step)
-        x_BCHW = self.transform(images_BCHW.to(device, non_blocking=True), (side, side))
-        targets_BK = self.targets.of(indices_B).to(device, non_blocking=True)
-        if self.mix is not None:
-            x_BCHW, targets_BK = self.mix(x_BCHW, targets_BK)
-        count = max(1, len(x_BCHW) - self._left_out())
-        x_BCHW, targets_BK = x_BCHW[:count], targets_BK[:count]
-        if recipe.channels_last:
-            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        loss = self.objective(x_BCHW, targets_BK, epoch) * (weight / recipe.accumulate)
+        taught = bool(len(batch.indices_B))
+        before = None if taught else KeptBuffers(self.plain)
+        shown = self._at_least_two(batch).to(self.accelerator.device)
+        loss = self.loss(shown, size_at(recipe, int(epoch), step), epoch) * (taught / recipe.accumulate)
         self.clock.done("forward")
         self.accelerator.backward(loss)
         if before is not None:
@@ -170,10 +154,11 @@ class TrainingStep:
         torch.manual_seed(seed)
         random.seed(seed)
 
-    def _left_out(self) -> int:
-        """How many images to take from a step, so that a multiplexed model sees groups that are not full."""
-        short = self.mux_width > 1 and torch.rand(()).item() < self.recipe.short_groups
-        return int(torch.randint(1, self.mux_width, ())) if short else 0
+    def _at_least_two(self, batch: Batch) -> Batch:
+        """BatchNorm needs two images, and every process a batch, which is blank where none could be read."""
+        if len(batch.indices_B) > 1:
+            return batch
+        return batch.twice() if len(batch.indices_B) else self.loss.blank(2)
 
     def _agree(self, loss: Tensor, norm: Tensor, *wishes: float) -> list[float]:
         """The mean of each value over all processes."""
@@ -203,16 +188,3 @@ class TrainingStep:
         if self.average is not None:
             update_average(self.average, self.plain, self.recipe, step)
         return bad
-
-
-def _at_least_two(batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor, float]:
-    """Images, indices and the batch's weight; BatchNorm needs two images, and every process a batch.
-
-    Where no picture could be read there are black ones, of weight 0.
-    """
-    if len(batch.indices_B) > 1:
-        return batch.images_BCHW, batch.indices_B, 1.0
-    if len(batch.indices_B) == 1:
-        return batch.images_BCHW.expand(2, -1, -1, -1), batch.indices_B.expand(2), 1.0
-    side = recipe.image_size
-    return torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), 0.0

@@ -1,9 +1,8 @@
-"""Accuracy during training, shared among the processes."""
+"""Evaluation during training, shared among the processes."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,29 +14,31 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vitesse.data.sources import Source, Subset, take
+from vitesse.data.contract import Pictures
+from vitesse.data.subset import part_of, take
 from vitesse.errors import DataError, ImageError
-from vitesse.metrics import Outcomes, outcomes
-from vitesse.models.engine import TorchEngine
+from vitesse.models.engine import TorchEngine, deployed
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.stopping import StoppableEngine, StopSignals
+from vitesse.train.tasks import Found, Task
 from vitesse.train.together import from_all
 
 BN_BATCH = 100
 
 
 def validate(
+    task: Task,
     accelerator: Accelerator,
     weights: nn.Module,
-    source: Source,
+    source: Pictures,
     preprocess: PreprocessSpec,
     recipe: Recipe,
     signals: StopSignals,
-) -> Outcomes:
-    """What a model says of every picture of a source; each process asks it about a part of them.
+) -> Found:
+    """What a model finds in every picture of a source; each process asks it about a part of them.
 
     Raises:
         StopRequestedError: a process was told to stop; all of them raise it.
@@ -45,30 +46,25 @@ def validate(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
-    engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
+    engine = StoppableEngine(TorchEngine(deployed(weights), accelerator.device), signals)
+    width, workers = getattr(weights, "mux_width", 1), max(1, recipe.workers)
 
-    def ask() -> Outcomes | DataError:
+    def ask() -> Found | DataError:
+        part = part_of(source, mine) if world > 1 else source
         try:
-            found = outcomes(
-                engine,
-                Subset(source, mine) if world > 1 else source,
-                preprocess,
-                workers=max(1, recipe.workers),
-                mux_width=getattr(weights, "mux_width", 1),
-            )
+            return task.find(engine, part, preprocess, workers, width).of_pictures(mine)
         except DataError as error:  # a part without a readable picture matters only where all are so
             return error
-        return dataclasses.replace(found, pictures_B=mine[found.pictures_B]) if world > 1 else found
 
     parts = from_all(accelerator, ask)
-    if found := [part for part in parts if isinstance(part, Outcomes)]:
-        return Outcomes.joined(found)
+    if found := [part for part in parts if not isinstance(part, DataError)]:
+        return task.joined(found)
     raise next(part for part in parts if isinstance(part, DataError))
 
 
 def with_fresh_statistics(
     weights: nn.Module,
-    source: Source,
+    source: Pictures,
     preprocess: PreprocessSpec,
     recipe: Recipe,
     device: torch.device,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from vitesse.data.sources import Source
+    from vitesse.data.contract import Pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Predictions:
     confidences_N: NDArray[np.float32]
     label_probs_N: NDArray[np.float32]
     pictures_N: NDArray[np.int64]
-    source: Source
+    source: Pictures
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -1,0 +1,136 @@
+"""What an engine finds in pictures with boxes or label maps, in pixels of the pictures themselves.
+
+Shape suffixes: B pictures, N detections, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitesse.errors import DataError, ImageError
+from vitesse.metrics.detection import BoxScorer, BoxScores
+from vitesse.metrics.run import shown
+from vitesse.metrics.segmentation import MapScores, confusion, scores_of
+from vitesse.runtime.imaging import place
+from vitesse.runtime.postprocess import in_picture
+
+if TYPE_CHECKING:
+    from vitesse.data.dense import BoxSource, MapSource
+    from vitesse.runtime.engines import Engine
+    from vitesse.spec import PreprocessSpec
+
+BATCH = 8
+"""Pictures a run: dense ones are large."""
+
+
+@dataclass(frozen=True)
+class BoxesFound:
+    """Of each readable picture, by its index: boxes (N, 4), scores (N,) and labels (N,)."""
+
+    by_picture: dict[int, tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]]]
+
+    def of_pictures(self, indices: NDArray[np.int64]) -> BoxesFound:
+        """The same, where the pictures were those of `indices` in a larger source."""
+        return BoxesFound({int(indices[index]): found for index, found in self.by_picture.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[BoxesFound]) -> BoxesFound:
+        """Those of several parts of a source."""
+        return cls({index: found for part in parts for index, found in part.by_picture.items()})
+
+    def scores(self, source: BoxSource) -> BoxScores:
+        """The figures; of instance segmentation those of its boxes."""
+        scorer = BoxScorer(source)
+        for index, found in sorted(self.by_picture.items()):
+            scorer.add(index, *found)
+        return scorer.scores()
+
+
+def find_boxes(
+    engine: Engine,
+    source: BoxSource,
+    preprocess: PreprocessSpec,
+    *,
+    batch_size: int = BATCH,
+    workers: int = 2,
+) -> BoxesFound:
+    """The objects that a detector finds, however low they score.
+
+    Raises:
+        DataError: no picture could be read.
+    """
+    found = {}
+    for outputs, pictures_B, sizes in shown(
+        engine, source, preprocess, batch_size=batch_size, workers=workers
+    ):
+        rows = zip(*outputs[:3], pictures_B.tolist(), sizes, strict=True)
+        for boxes_N4, scores_N, labels_N, picture, size in rows:
+            boxes_N4, kept = place(size, preprocess).box_in_picture(boxes_N4), scores_N > 0
+            found[picture] = boxes_N4[kept], scores_N[kept], labels_N[kept].astype(np.int64)
+    if not found:
+        raise DataError("no picture could be read, so there is nothing to score")
+    return BoxesFound(found)
+
+
+@dataclass(frozen=True)
+class MapsCounted:
+    """How many pixels of each label were given each class, over so many pictures."""
+
+    confusion_KK: NDArray[np.int64]
+    images: int
+
+    def of_pictures(self, indices: NDArray[np.int64]) -> MapsCounted:
+        """The same: pixels are counted, wherever they are."""
+        return self
+
+    @classmethod
+    def joined(cls, parts: Sequence[MapsCounted]) -> MapsCounted:
+        """Those of several parts of a source."""
+        confusion_KK = np.sum([part.confusion_KK for part in parts], axis=0)
+        return cls(confusion_KK, sum(part.images for part in parts))
+
+    def scores(self, source: MapSource) -> MapScores:
+        """The figures."""
+        return scores_of(self.confusion_KK, images=self.images, refused=len(source) - self.images)
+
+
+def count_maps(
+    engine: Engine,
+    source: MapSource,
+    preprocess: PreprocessSpec,
+    *,
+    batch_size: int = BATCH,
+    workers: int = 2,
+) -> MapsCounted:
+    """The classes that a segmenter gives to labelled pixels, at the pictures' own size.
+
+    Raises:
+        DataError: no picture and its label map could be read.
+    """
+    classes, images = len(source.class_names), 0
+    confusion_KK = np.zeros((classes, classes), np.int64)
+    for (maps_BHW, *_), pictures_B, sizes in shown(
+        engine, source, preprocess, batch_size=batch_size, workers=workers
+    ):
+        for classes_HW, picture, size in zip(maps_BHW, pictures_B.tolist(), sizes, strict=True):
+            labels_HW = _labels(source, picture, size)
+            if labels_HW is not None:
+                predicted_HW = in_picture(classes_HW, place(size, preprocess), classes)
+                confusion_KK += confusion(predicted_HW, labels_HW, classes)
+                images += 1
+    if not images:
+        raise DataError("no picture and its label map could be read, so there is nothing to score")
+    return MapsCounted(confusion_KK, images)
+
+
+def _labels(source: MapSource, picture: int, size: tuple[int, int]) -> NDArray[Any] | None:
+    try:
+        labels_HW = source.label_map(picture)
+    except (ImageError, OSError):
+        return None
+    return labels_HW if labels_HW.shape == size else None

@@ -1,0 +1,61 @@
+"""What the tasks of pictures with annotations share."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from vitesse.data.check_dense import DenseCheck
+from vitesse.data.contract import Pictures
+from vitesse.data.transforms import DeviceTransform
+from vitesse.errors import DataError
+from vitesse.spec import PreprocessSpec
+from vitesse.train.recipe import Recipe, expect
+
+ONLY_TO_CLASSIFY = (
+    *("augment_size", "train_sizes", "rand_augment", "random_erase", "mixup", "cutmix", "loss", "distilled"),
+    *("retrieval", "retrieval_epochs", "teacher", "mesa", "sync_bn"),
+)
+"""Of a recipe, what pictures with annotations are trained without."""
+
+
+class Inputs:
+    """Augmented pictures uint8 (B, C, H, W) to what the model takes."""
+
+    def __init__(self, recipe: Recipe, preprocess: PreprocessSpec, device: torch.device) -> None:
+        self.channels_last = recipe.channels_last
+        self.transform = DeviceTransform(preprocess).to(device)
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        x_BCHW: Tensor = self.transform(images_BCHW)
+        return x_BCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else x_BCHW
+
+
+def check_pictures(source: Pictures) -> None:
+    """
+    Raises:
+        DataError: there are none.
+    """
+    if not len(source):
+        raise DataError("training needs pictures, there are none")
+
+
+def told(train: DenseCheck, val: DenseCheck) -> tuple[list[str], bool]:
+    """What is odd about two splits, and whether a fault is among it."""
+    lines = [f"training: {line}" for line in train.lines()] + [f"held out: {line}" for line in val.lines()]
+    return lines, train.faulty or val.faulty
+
+
+def check_dense_recipe(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: it asks for what only classifiers do, or would cut off the edges of pictures.
+    """
+    expect(recipe.resize != "crop", "resize", "fit or squash, which keep the whole picture", recipe.resize)
+    for field in fields(Recipe):
+        if field.name in ONLY_TO_CLASSIFY:
+            value = getattr(recipe, field.name)
+            expected = f"{field.default!r}, since it is for classifiers alone"
+            expect(value == field.default, field.name, expected, value)

@@ -1,0 +1,116 @@
+"""To find objects and their boxes. Shape suffixes: B images, C channels, H rows, W columns, N objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitesse.data.annotated import open_boxes
+from vitesse.data.check_dense import check_boxes
+from vitesse.data.contract import Pictures
+from vitesse.data.dense import BoxSource
+from vitesse.data.joint import AugmentBoxes, BoxTarget
+from vitesse.data.loader import Batch
+from vitesse.metrics.dense import BoxesFound, find_boxes
+from vitesse.metrics.detection import BoxScores
+from vitesse.spec import PreprocessSpec
+from vitesse.train.recipe import Recipe
+from vitesse.train.tasks.contract import Figures
+from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
+
+if TYPE_CHECKING:
+    from vitesse.runtime.engines import Engine
+    from vitesse.train.folder import RunFacts
+
+
+class Detect:
+    """See `Task`."""
+
+    figures: type[Figures] = BoxScores
+
+    def open(self, data: str | Path, split: str | None) -> BoxSource:
+        return open_boxes(data, split)
+
+    def check(self, source: Pictures) -> None:
+        check_pictures(source)
+
+    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> tuple[list[str], bool]:
+        return told(
+            check_boxes(cast(BoxSource, train), decode=decode, workers=workers),
+            check_boxes(cast(BoxSource, val), decode=decode, workers=workers),
+        )
+
+    def amounts(self, source: Pictures) -> NDArray[np.int64]:
+        boxes = cast(BoxSource, source)
+        labels = [boxes.boxes(index).labels_N for index in range(len(source))]
+        return np.bincount(np.concatenate(labels), minlength=len(source.class_names))
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        check_dense_recipe(recipe)
+
+    def augmentation(self, recipe: Recipe) -> AugmentBoxes:
+        return AugmentBoxes(
+            recipe.input_size,
+            crop=recipe.box_crop,
+            scale=recipe.scale,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter,
+        )
+
+    def loss(
+        self,
+        facts: RunFacts,
+        accelerator: Accelerator,
+        model: nn.Module,
+        average: nn.Module | None,
+        check: Callable[[], None],
+    ) -> BoxLoss:
+        return BoxLoss(facts.recipe, facts.preprocess, model, accelerator.device)
+
+    def find(
+        self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
+    ) -> BoxesFound:
+        return find_boxes(engine, cast(BoxSource, source), preprocess, workers=workers)
+
+    def joined(self, parts: Sequence[BoxesFound]) -> BoxesFound:
+        return BoxesFound.joined(parts)
+
+
+class BoxLoss:
+    """See `Loss`: the sum of what the detector itself counts as wrong."""
+
+    def __init__(
+        self, recipe: Recipe, preprocess: PreprocessSpec, model: nn.Module, device: torch.device
+    ) -> None:
+        self.recipe, self.model = recipe, model
+        self.inputs = Inputs(recipe, preprocess, device)
+
+    def __call__(self, batch: Batch, side: int, epoch: float) -> Tensor:
+        targets = [_target(one) for one in cast(tuple[BoxTarget, ...], batch.annotations)]
+        losses: Mapping[str, Tensor] = self.model(self.inputs(batch.images_BCHW), targets)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+    def blank(self, count: int) -> Batch:
+        size = self.recipe.input_size
+        nothing = BoxTarget(
+            torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+        )
+        return Batch(
+            torch.zeros(count, 3, *size, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.int64),
+            annotations=(nothing,) * count,
+        )
+
+
+def _target(found: BoxTarget) -> dict[str, Tensor]:
+    """What heads take; groups, which are neither asked for nor wrong to find, are left out."""
+    kept = ~found.crowd_N
+    target = {"boxes": found.boxes_N4[kept], "labels": found.labels_N[kept]}
+    return target if found.masks_NHW is None else {**target, "masks": found.masks_NHW[kept]}
