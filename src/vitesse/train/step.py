@@ -66,7 +66,7 @@ class TrainingStep:
 
     Args:
         model: as prepared by accelerate, like `optimizer`.
-        average: timm's moving average of the unwrapped model, or None.
+        average: the moving average of the unwrapped model, or None.
         targets: of every picture of the source.
     """
 
@@ -76,7 +76,7 @@ class TrainingStep:
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: Any,
-        average: Any,
+        average: nn.Module | None,
         objective: Objective,
         targets: Targets,
         preprocess: PreprocessSpec,
