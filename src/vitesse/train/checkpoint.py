@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.optim import Optimizer
@@ -57,6 +59,17 @@ class Progress:
     loss_sum: float = 0.0
     loss_count: int = 0
 
+    def after_step(self, loss: float, bad: bool) -> Progress:
+        """With one more step done."""
+        return replace(
+            self,
+            step=self.step + 1,
+            bad_steps=self.bad_steps + bad,
+            bad_in_a_row=self.bad_in_a_row + 1 if bad else 0,
+            loss_sum=self.loss_sum + (0.0 if bad else loss),
+            loss_count=self.loss_count + (not bad),
+        )
+
 
 class Checkpoints:
     """The state of a run in `FOLDER/last`, the same whatever the number of processes.
@@ -64,7 +77,7 @@ class Checkpoints:
     Args:
         folder: of the checkpoints.
         model, optimizer: as prepared by accelerate.
-        average: timm's moving average, or None.
+        average: the moving average of the weights, or None.
         run: what identifies the run: recipe, model, data.
     """
 
@@ -74,7 +87,7 @@ class Checkpoints:
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
-        average: Any,
+        average: nn.Module | None,
         run: Mapping[str, Any],
     ) -> None:
         self.folder, self.accelerator, self.run = folder, accelerator, dict(run)
@@ -91,10 +104,11 @@ class Checkpoints:
             OSError: the file cannot be written; the old one stays.
         """
         tensors = gather_training(self.model, self.optimizer)
+        if self.average is not None:
+            average: dict[str, Any] = get_model_state_dict(self.average, options=ON_FIRST)
+            tensors |= {f"ema.{key}": value for key, value in average.items()}
         if not self.accelerator.is_main_process:
             return
-        if self.average is not None:
-            tensors |= {f"ema.{key}": value for key, value in self.average.module.state_dict().items()}
         if self.accelerator.scaler is not None:
             scaler = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler.{key}": torch.tensor(value) for key, value in scaler.items()}
@@ -121,7 +135,8 @@ class Checkpoints:
         _check_same_run(path, run, json.loads(json.dumps(self.run)))
         restore_training(tensors, self.model, self.optimizer)
         if self.average is not None:
-            self.average.module.load_state_dict(_under("ema.", tensors))
+            kept: dict[str, Any] = _under("ema.", tensors)
+            set_model_state_dict(self.average, kept, options=ON_ALL)
         if self.accelerator.scaler is not None:
             scaler = {key: value.item() for key, value in _under("scaler.", tensors).items()}
             self.accelerator.scaler.load_state_dict(scaler)

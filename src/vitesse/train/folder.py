@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.record import REFUSED_FILE, RunLog
 from vitesse.train.report import Predictions, RunRecord, write_report
+from vitesse.train.sharding import whole
 from vitesse.train.tasks import Found, Task, task_of
 from vitesse.weights.files import save_weights
 
@@ -30,7 +31,7 @@ REPORT_FILE = "report.html"
 FREE_TO_CHANGE = frozenset(
     {
         *("epochs", "eval_every", "save_minutes", "log_every", "trackers", "limit_val", "max_bad_steps"),
-        *("workers", "accumulate", "compile"),
+        *("workers", "accumulate", "compile", "shard"),
     }
 )
 """What of a recipe may change when a run goes on; the learning rate follows a changed number of epochs."""
@@ -88,8 +89,9 @@ class RunFolder:
         """The model, then the state to go on from; all processes call it together."""
         self.saved = False
         made = self._provenance(progress)
+        models = {"last/model": model, **self._average_beside(), **({"best/model": model} if best else {})}
         with self.log.survived("a checkpoint"):
-            self.checkpoints.save(progress, made, lambda: self._save_models(model, best, made))
+            self.checkpoints.save(progress, made, lambda: self._save_models(models, made))
             self.saved = True
 
     def check_saved(self) -> None:
@@ -149,20 +151,20 @@ class RunFolder:
             predictions=_predictions(found, facts.val_source) if isinstance(found, Outcomes) else None,
         )
 
-    def _save_models(self, model: nn.Module, best: bool, made: dict[str, Any]) -> None:
-        self._save_model("last/model.safetensors", model, made)
-        if self.checkpoints.average is not None and not self.facts.recipe.evaluate_ema:
-            self._save_model("last/ema.safetensors", self.checkpoints.average.module, made)
-        if best:
-            self._save_model("best/model.safetensors", model, made)
+    def _average_beside(self) -> dict[str, nn.Module]:
+        """The average, where it is not the model itself."""
+        if self.checkpoints.average is None or self.facts.recipe.evaluate_ema:
+            return {}
+        return {"last/ema": whole(self.checkpoints.average)}
 
-    def _save_model(self, name: str, model: nn.Module, made: dict[str, Any]) -> None:
+    def _save_models(self, models: Mapping[str, nn.Module], made: dict[str, Any]) -> None:
         metadata = {
             "class_names": list(self.facts.train_source.class_names),
             "preprocess": to_mapping(self.facts.preprocess),
             "provenance": made,
         }
-        save_weights(self.checkpoints.folder / name, model, metadata)
+        for name, model in models.items():
+            save_weights(self.checkpoints.folder / f"{name}.safetensors", model, metadata)
 
     def _provenance(self, progress: Progress) -> dict[str, Any]:
         return {

@@ -26,16 +26,16 @@ from vitesse.spec import ModelSpec
 from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
-from vitesse.train.optimizer import adamw, moving_average
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.record import RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
-from vitesse.train.setup import fitted, initial_model, make_accelerator, splits
+from vitesse.train.setup import fitted, initial_model, make_accelerator, prepared, splits
+from vitesse.train.sharding import whole
+from vitesse.train.skipped import go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.tasks import Figures, Found, task_of
 from vitesse.train.validation import validate, with_fresh_statistics
-from vitesse.weights.files import save_tensors
 
 ROWS_AN_EPOCH = 50
 TOLD_OF_PROGRESS = ("step", "epochs", "best_score", "seconds", "bad_steps")
@@ -138,16 +138,14 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         model = initial_model(facts.spec, recipe, self.log.note)
-        self.model, self.optimizer = accelerator.prepare(model, adamw(model, recipe))
+        self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
-        self.average = moving_average(self.plain, recipe)
         checkpoints = Checkpoints(
             facts.out / "checkpoints", accelerator, self.model, self.optimizer, self.average, facts.identity()
         )
         self.folder = RunFolder(facts, self.log, checkpoints)
         self.drop_path = DropPathSchedule(recipe, self.plain)
-        average = self.average and self.average.module
-        loss = facts.task.loss(facts, accelerator, self.model, average, signals.check)
+        loss = facts.task.loss(facts, accelerator, self.model, self.average, signals.check)
         self.step = TrainingStep(
             recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
         )
@@ -271,42 +269,10 @@ class Trainer:
                 "the same command again, with a lower workers=, to go on from the last checkpoint"
             ) from error
         self.refused.update(result.refused)
-        row = self.progress.bad_in_a_row + 1 if result.bad else 0
-        self.progress = replace(
-            self.progress,
-            step=step + 1,
-            bad_steps=self.progress.bad_steps + result.bad,
-            bad_in_a_row=row,
-            loss_sum=self.progress.loss_sum + (0.0 if result.bad else result.loss),
-            loss_count=self.progress.loss_count + (not result.bad),
-        )
+        self.progress = self.progress.after_step(result.loss, result.bad)
         if result.bad:
-            self._survive(result, row)
+            go_on_or_give_up(result, self.progress, self.step, self.folder)
         return result
-
-    def _survive(self, result: StepResult, row: int) -> None:
-        """Go on after a step that was skipped, unless there were too many in a row."""
-        step, what = self.progress.step - 1, result.explain()
-        names = [self.facts.train_source.name(index) for index in self.step.last_indices()]
-        first = [*names, *map(self.facts.train_source.name, result.refused)][0]
-        if row < self.recipe.max_bad_steps:
-            text = f"step {step} was skipped: {what}; its first picture is {first}"
-            self.log.note(text, self.progress.step)
-            return
-        if not result.seen:
-            raise TrainingError(
-                f"{what} at step {step}, and {row} steps in a row were skipped; its first picture is "
-                f"{first}: see that the data is there, and run the same command again"
-            )
-        path, where = self.facts.out / f"bad_batch_{self.accelerator.process_index}.safetensors", ""
-        with self.log.survived("the batch"):
-            if names:
-                save_tensors(path, self.step.last_pictures(), {"names": "\n".join(names)})
-                where = f"; the pictures of this one are {path}"
-        raise TrainingError(
-            f"{what} at step {step}, and {row} steps in a row were not finite{where}; what was saved before "
-            "is good: go on from it with init= in another --out, with a lower lr or precision=fp32"
-        )
 
     def _close_epoch(self) -> Found | None:
         """Evaluate where it is due, record and save the epoch that was trained."""
@@ -362,8 +328,7 @@ class Trainer:
 
     def _weights(self) -> nn.Module:
         """The weights, or their average where that is evaluated."""
-        weights: nn.Module = self.average.module if self.average and self.recipe.evaluate_ema else self.plain
-        return weights
+        return whole(self.average if self.average is not None and self.recipe.evaluate_ema else self.plain)
 
     def _model_to_keep(self) -> nn.Module:
         """What is evaluated and saved as the model, with fresh statistics where the recipe wants them."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from vitesse.errors import require
 from vitesse.train.recipe import Recipe
 from vitesse.train.schedule import ema_decay_at
+from vitesse.train.sharding import gathered, own_part
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
@@ -39,20 +40,28 @@ def clip(accelerator: Accelerator, model: nn.Module, recipe: Recipe) -> Tensor:
     norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), by_norm)
     if recipe.clip_mode == "agc" and recipe.clip_grad:
         require("timm.utils.agc", "train").adaptive_clip_grad(model.parameters(), recipe.clip_grad)
-    return norm
+    return gathered(norm)
 
 
-def moving_average(model: nn.Module, recipe: Recipe) -> Any:
-    """timm's moving average of the weights, at first the weights themselves; None where it is off."""
-    if not recipe.ema:
-        return None
-    return require("timm.utils.model_ema", "train").ModelEmaV3(model, decay=recipe.ema, use_warmup=False)
+def moving_average(model: nn.Module, recipe: Recipe) -> nn.Module | None:
+    """The moving average of the weights, at first the weights themselves; None where it is off."""
+    return copy.deepcopy(model).eval() if recipe.ema else None
 
 
-def update_average(average: Any, model: nn.Module, recipe: Recipe, step: int) -> None:
-    """Let the average follow the weights after a step."""
-    average.decay = ema_decay_at(recipe, step)
-    average.update(model)
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, recipe: Recipe, step: int) -> None:
+    """Let the average follow weights and statistics after a step."""
+    pairs = [*zip(_own_parts(average), _own_parts(model), strict=True)]
+    old, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    torch._foreach_lerp_(old, new, 1 - ema_decay_at(recipe, step))
+    for count, counted in pairs:
+        if not count.is_floating_point():
+            count.copy_(counted)
+
+
+def _own_parts(model: nn.Module) -> list[Tensor]:
+    """What this process holds of a model's tensors."""
+    return [own_part(tensor) for tensor in model.state_dict().values()]
 
 
 class KeptBuffers:

@@ -55,6 +55,8 @@ class Recipe:
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
         compile: run the training step through `torch.compile`.
         sync_bn: BatchNorm over the images of all processes; GPUs only.
+        shard: every process keeps a part of weights, gradients, moments and average instead of the whole, and
+            gets the others' when they are used; needs several processes.
         ema: decay of the weights' moving average; 0 is off. With `ema_warmup` it begins near 0, so that short
             runs forget where they began: `power` is 1 - (1 + step)^(-2/3), at most `ema`; `exponential` is
             ema (1 - exp(-step / ema_ramp)); `none` is `ema` from the first step on.
@@ -124,6 +126,7 @@ class Recipe:
     channels_last: bool = True
     compile: bool = False
     sync_bn: bool = False
+    shard: bool = False
     ema: float = 0.0
     ema_warmup: Literal["power", "exponential", "none"] = "power"
     ema_ramp: float = 2000.0
@@ -190,6 +193,10 @@ class Recipe:
         taught = bool(self.teacher) and not self.teacher_cache
         expect(not self.distilled or taught, "distilled", "teacher= and teacher_cache=false beside it", True)
         expect(not (self.compile and self.drop_path_ramp), "drop_path_ramp", "compile=false beside it", True)
+        if self.shard:
+            expect(self.precision != "fp16", "precision", "bf16 or fp32 beside shard=true", self.precision)
+            expect(self.clip_mode == "norm", "clip_mode", "norm beside shard=true", self.clip_mode)
+            expect(not self.compile, "compile", "false beside shard=true", True)
         known = {"tensorboard", "wandb", "mlflow"}
         expect(set(self.trackers) <= known, "trackers", f"some of {', '.join(sorted(known))}", self.trackers)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from torch import nn
@@ -27,8 +28,10 @@ from vitesse.models.foreign import is_timm, timm_weights
 from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
 from vitesse.spec import ModelSpec
+from vitesse.train.optimizer import adamw, moving_average
 from vitesse.train.recipe import Recipe
 from vitesse.train.record import check_trackers
+from vitesse.train.sharding import shard
 from vitesse.train.tasks import Task
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
@@ -36,7 +39,7 @@ from vitesse.weights.load import start_from
 FEWEST_STEPS = 4
 """Of an epoch, where the pictures are fewer than a step should take."""
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""Ways of accelerate to spread one model over processes, none of which the loop knows."""
+"""Ways of accelerate to spread one model over processes, instead of which there is the recipe's `shard`."""
 
 
 def splits(task: Task, data: str | Path, recipe: Recipe) -> tuple[Pictures, Pictures]:
@@ -81,8 +84,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     for kind in SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             raise ConfigError(
-                f"launched with {kind}: every process of a run holds the whole model; launch it with "
-                "torchrun or accelerate launch --multi_gpu"
+                f"launched with {kind}: expected torchrun or accelerate launch --multi_gpu, and shard=true to "
+                "spread a model over processes"
             )
     _meet_after_restart()
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
@@ -100,6 +103,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         raise ConfigError("recipe precision: fp16 needs a GPU; set precision=bf16 or fp32")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise ConfigError("recipe sync_bn: needs GPUs; set sync_bn=false")
+    if recipe.shard and accelerator.num_processes == 1:
+        raise ConfigError("recipe shard: needs several processes; launch with torchrun, or set shard=false")
     return accelerator
 
 
@@ -169,6 +174,19 @@ def initial_model(spec: ModelSpec, recipe: Recipe, note: Callable[[str], None]) 
     if recipe.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+
+
+def prepared(
+    accelerator: Accelerator, model: nn.Module, recipe: Recipe
+) -> tuple[nn.Module, AcceleratedOptimizer, nn.Module | None]:
+    """The model as it is trained, its AdamW and its moving average; spread over processes with `shard`."""
+    model = accelerator.prepare_model(model, evaluation_mode=recipe.shard)  # which leaves out DDP
+    average = moving_average(accelerator.unwrap_model(model), recipe)
+    if recipe.shard:
+        shard(model, accelerator)
+        if average is not None:
+            shard(average, accelerator)
+    return model, accelerator.prepare_optimizer(adamw(model, recipe)), average
 
 
 def _published(name: str) -> Path:

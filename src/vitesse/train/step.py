@@ -63,7 +63,7 @@ class TrainingStep:
 
     Args:
         model: as prepared by accelerate, like `optimizer`.
-        average: timm's moving average of the unwrapped model, or None.
+        average: the moving average of the unwrapped model, or None.
         loss: what the model's task minimises.
     """
 
@@ -73,7 +73,7 @@ class TrainingStep:
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: Any,
-        average: Any,
+        average: nn.Module | None,
         loss: Loss,
         clock: StepClock,
     ) -> None:

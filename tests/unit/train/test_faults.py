@@ -143,7 +143,7 @@ def held(trainer: Trainer) -> Tensors:
         for index, state in enumerate(trainer.optimizer.state.values())
         for kind, value in state.items()
     }
-    average = {f"ema.{key}": value for key, value in trainer.average.module.state_dict().items()}
+    average = {f"ema.{key}": value for key, value in trainer.average.state_dict().items()}
     tensors = {**trainer.plain.state_dict(), **average, **moments}
     return {key: value.clone() for key, value in tensors.items()}
 

@@ -132,6 +132,7 @@ def test_clipping_by_norm_is_torch_s(largest: float) -> None:
 def test_the_average_follows_weights_and_statistics(warmup: str) -> None:
     model, recipe = Small(), Recipe(ema=0.9, ema_warmup=warmup, ema_ramp=10)  # type: ignore[arg-type]
     average = moving_average(model, recipe)
+    assert average is not None
     expected = {k: v.double() for k, v in model.state_dict().items() if v.is_floating_point()}
     for step in range(50):
         with torch.no_grad():
@@ -141,11 +142,11 @@ def test_the_average_follows_weights_and_statistics(warmup: str) -> None:
         update_average(average, model, recipe, step)
         decay, now = ema_decay_at(recipe, step), model.state_dict()
         expected = {k: decay * v + (1 - decay) * now[k].double() for k, v in expected.items()}
-    found = average.module.state_dict()
+    found = average.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-5)
     assert found["bn.num_batches_tracked"] == 50
-    assert not average.module.training
+    assert not average.training
 
 
 def test_off_means_no_average() -> None:
