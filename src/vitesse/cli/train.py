@@ -14,21 +14,26 @@ def run(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Class folders, a list of files, Parquet, WebDataset shards, or SET:FOLDER."
+            metavar="DATA",
+            help="Class folders, a list, Parquet, shards, SET:FOLDER; COCO, YOLO or VOC boxes; label maps.",
         ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="See `vitesse models`.")
-    ] = "efficientvit_m5",
+        str | None,
+        typer.Option("--model", metavar="NAME", help="See `vitesse models`; default by what DATA is."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; default runs/DATA.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")
-    ] = "finetune",
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME|FILE", help="Shipped, or a YAML file; default by task."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Read every picture first; refuse data with unreadable ones.")
     ] = False,
@@ -45,7 +50,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Train or fine-tune a classifier; goes on by itself where DIR holds an unfinished run.
+    """Train or fine-tune a model for what DATA is; goes on by itself where DIR holds an unfinished run.
 
     SIGTERM and Ctrl-C save the run and end it with exit code 75: the same command goes on with it. DIR holds
     report.html for a person, metrics.jsonl for a program, and checkpoints/.
@@ -56,6 +61,7 @@ def run(
       vitesse train photos/ --model efficientvit_m1 --out runs/mine epochs=10 lr=5e-4 --export int8
       vitesse train photos.csv --recipe my.yaml
       vitesse train flowers102:DIR --recipe transfer
+      vitesse train boxes.yaml --model fcos_e2e_efficientvit_m0 --export fp32
       torchrun --nproc-per-node 2 --no-python vitesse train photos/ --out runs/two
     """
     from vitesse.cli.show import show_training
@@ -63,8 +69,11 @@ def run(
     from vitesse.progress import is_first_process
 
     with from_extra("train"):
+        from vitesse.data.annotated import kind_of
         from vitesse.train import train
+        from vitesse.train.tasks import STARTERS
 
+    model = model or STARTERS[kind_of(data)]
     name = Path(data).name if Path(data).is_dir() else Path(data).stem.partition(":")[0]
     folder = out or Path("runs") / (name or "run")
     options: dict[str, Any] = {"model": model, "out": folder, "recipe": recipe, "strict": strict}

@@ -5,6 +5,7 @@ Shape suffixes: B pictures, N detections, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vitesse.runtime.engines import Engine
     from vitesse.spec import PreprocessSpec
 
+WORST = 6
+"""Pictures that are kept to be looked at."""
 BATCH = 8
 """Pictures a run: dense ones are large."""
 
@@ -79,20 +82,28 @@ def find_boxes(
 
 @dataclass(frozen=True)
 class MapsCounted:
-    """How many pixels of each label were given each class, over so many pictures."""
+    """How many pixels of each label were given each class, over so many pictures.
+
+    Attributes:
+        worst: of the pictures with the smallest share of right pixels: that share, the picture's index, and
+            the classes (H, W) it was given; smallest first.
+    """
 
     confusion_KK: NDArray[np.int64]
     images: int
+    worst: tuple[tuple[float, int, NDArray[Any]], ...] = ()
 
     def of_pictures(self, indices: NDArray[np.int64]) -> MapsCounted:
-        """The same: pixels are counted, wherever they are."""
-        return self
+        """The same, where the pictures were those of `indices` in a larger source."""
+        worst = tuple((share, int(indices[index]), map_HW) for share, index, map_HW in self.worst)
+        return dataclasses.replace(self, worst=worst)
 
     @classmethod
     def joined(cls, parts: Sequence[MapsCounted]) -> MapsCounted:
         """Those of several parts of a source."""
         confusion_KK = np.sum([part.confusion_KK for part in parts], axis=0)
-        return cls(confusion_KK, sum(part.images for part in parts))
+        worst = _worst([one for part in parts for one in part.worst])
+        return cls(confusion_KK, sum(part.images for part in parts), worst)
 
     def scores(self, source: MapSource) -> MapScores:
         """The figures."""
@@ -114,6 +125,7 @@ def count_maps(
     """
     classes, images = len(source.class_names), 0
     confusion_KK = np.zeros((classes, classes), np.int64)
+    worst: tuple[tuple[float, int, NDArray[Any]], ...] = ()
     for (maps_BHW, *_), pictures_B, sizes in shown(
         engine, source, preprocess, batch_size=batch_size, workers=workers
     ):
@@ -121,11 +133,18 @@ def count_maps(
             labels_HW = _labels(source, picture, size)
             if labels_HW is not None:
                 predicted_HW = in_picture(classes_HW, place(size, preprocess), classes)
-                confusion_KK += confusion(predicted_HW, labels_HW, classes)
+                counts_KK = confusion(predicted_HW, labels_HW, classes)
+                confusion_KK += counts_KK
                 images += 1
+                right = float(counts_KK.trace() / max(counts_KK.sum(), 1))
+                worst = _worst([*worst, (right, picture, predicted_HW)])
     if not images:
         raise DataError("no picture and its label map could be read, so there is nothing to score")
-    return MapsCounted(confusion_KK, images)
+    return MapsCounted(confusion_KK, images, worst)
+
+
+def _worst(seen: Sequence[tuple[float, int, NDArray[Any]]]) -> tuple[tuple[float, int, NDArray[Any]], ...]:
+    return tuple(sorted(seen, key=lambda one: one[:2])[:WORST])
 
 
 def _labels(source: MapSource, picture: int, size: tuple[int, int]) -> NDArray[Any] | None:

@@ -16,13 +16,12 @@ from torch import nn
 from vitesse.catalogue import models
 from vitesse.data.contract import Pictures
 from vitesse.errors import TrainingError
-from vitesse.metrics import Outcomes
 from vitesse.provenance import provenance
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
 from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.record import REFUSED_FILE, RunLog
-from vitesse.train.report import Predictions, RunRecord, write_report
+from vitesse.train.report import RunRecord, write_report
 from vitesse.train.sharding import whole
 from vitesse.train.tasks import Found, Task, task_of
 from vitesse.weights.files import save_weights
@@ -148,7 +147,10 @@ class RunFolder:
             notes=tuple(log.notes),
             steps=log.of_kind("step"),
             epochs=log.of_kind("epoch"),
-            predictions=_predictions(found, facts.val_source) if isinstance(found, Outcomes) else None,
+            measures=facts.task.measures,
+            counted=facts.task.counted,
+            judged=found.scores(facts.val_source).images if found else 0,
+            **(facts.task.explained(found, facts.val_source) if found else {}),
         )
 
     def _average_beside(self) -> dict[str, nn.Module]:
@@ -174,14 +176,3 @@ class RunFolder:
             "processes": self.accelerator.num_processes,
             **asdict(progress),
         }
-
-
-def _predictions(found: Outcomes, source: Pictures) -> Predictions:
-    return Predictions(
-        labels_N=found.labels_B,
-        firsts_N=found.firsts_B,
-        confidences_N=found.confidences_B,
-        label_probs_N=found.label_probs_B,
-        pictures_N=found.pictures_B,
-        source=source,
-    )

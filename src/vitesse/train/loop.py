@@ -34,7 +34,7 @@ from vitesse.train.sharding import whole
 from vitesse.train.skipped import go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
-from vitesse.train.tasks import Figures, Found, task_of
+from vitesse.train.tasks import Figures, Found, check_kind, task_of
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50
@@ -70,7 +70,7 @@ def train(
     *,
     model: str,
     out: str | Path,
-    recipe: str | Path = "finetune",
+    recipe: str | Path | None = None,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     strict: bool = False,
 ) -> TrainResult:
@@ -81,7 +81,7 @@ def train(
             Without a `val` (or `test`) split, a tenth of each class is held out, drawn by the recipe's seed.
         model: a registered name or `timm:NAME`.
         out: folder of the run: `checkpoints/{last,best}/model.safetensors`, `metrics.jsonl`, `report.html`.
-        recipe: a shipped recipe's name or a YAML file.
+        recipe: a shipped recipe's name or a YAML file; by default the one of the model's task.
         overrides: `key=value` texts, or a mapping, over the recipe.
         strict: decode every picture before training, and refuse data of which one cannot be read.
 
@@ -89,7 +89,9 @@ def train(
         StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
-    settings, task = load_recipe(recipe, overrides, model), task_of(model)
+    task = task_of(model)
+    check_kind(data, task, model)
+    settings = load_recipe(recipe or task.recipe, overrides, model)
     task.check_recipe(settings)
     train_source, val_source = splits(task, data, settings)
     task.check(train_source)

@@ -50,7 +50,7 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     os.environ.update({**QUIET, **os.environ})
     ray = require("ray", "scale")
     task = task_of(options["model"])
-    settings = load_recipe(options["recipe"], options["overrides"], options["model"])
+    settings = load_recipe(options["recipe"] or task.recipe, options["overrides"], options["model"])
     train_source, val_source = splits(task, data, settings)
     out = Path(options["out"]).resolve()
     make_folder(out)

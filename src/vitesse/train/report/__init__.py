@@ -1,6 +1,15 @@
 """The page that explains a training run: one HTML file that needs nothing else."""
 
 from vitesse.train.report.page import write_report
-from vitesse.train.report.record import Predictions, RunRecord
+from vitesse.train.report.record import TOP1, TOP5, ClassTable, Measure, Predictions, RunRecord, Shown
 
-__all__ = ["Predictions", "RunRecord", "write_report"]
+__all__ = [
+    "TOP1",
+    "TOP5",
+    "ClassTable",
+    "Measure",
+    "Predictions",
+    "RunRecord",
+    "Shown",
+    "write_report",
+]

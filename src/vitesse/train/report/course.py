@@ -82,24 +82,29 @@ def _accuracy(record: RunRecord) -> Markup | None:
     rows = words.evaluated(record)
     if not rows:
         return None
-    x_S, top1_S = curve(rows, "top1")
-    best = int(top1_S.argmax())
+    first, second = record.measures[:2]
+    x_S, first_S = curve(rows, first.key)
+    best = int(first_S.argmax())
     titles = [
-        f"epoch {row['epoch']}: top-1 {words.percent(row['top1'])}"
-        + (f", top-5 {words.percent(row['top5'])}" if row.get("top5") is not None else "")
+        f"epoch {row['epoch']}: "
+        + ", ".join(
+            f"{measure.short} {words.percent(row[measure.key])}"
+            for measure in (first, second)
+            if row.get(measure.key) is not None
+        )
         for row in rows
     ]
-    top5_x_S, top5_S = curve(rows, "top5")
+    second_x_S, second_S = curve(rows, second.key)
     chart = line_chart(
-        [Line(x_S=top5_x_S, y_S=top5_S, look="second"), Line(x_S=x_S, y_S=top1_S, titles=titles)],
-        label=f"Accuracy on held-out pictures over epochs. Best top-1 {words.percent(top1_S[best])}",
+        [Line(x_S=second_x_S, y_S=second_S, look="second"), Line(x_S=x_S, y_S=first_S, titles=titles)],
+        label=f"Held-out pictures over epochs. Best {first.short} {words.percent(first_S[best])}",
         show=percent,
         limits=(0.0, 1.0),
-        peak=(float(x_S[best]), float(top1_S[best]), f"best {words.percent(top1_S[best])}"),
+        peak=(float(x_S[best]), float(first_S[best]), f"best {words.percent(first_S[best])}"),
     )
-    names = [("first guess right (top-1)", "line first")]
-    names += [("among the first five (top-5)", "line second")] if len(top5_S) else []
-    return figure("Held-out pictures right", key(*names), chart, advice=words.trend(record))
+    names = [(f"{first.name} ({first.short})", "line first")]
+    names += [(f"{second.name} ({second.short})", "line second")] if len(second_S) else []
+    return figure("Held-out pictures", key(*names), chart, advice=words.trend(record))
 
 
 def _steps_chart(
@@ -139,14 +144,14 @@ def _epochs(record: RunRecord) -> Markup | str:
     forms = {
         "epoch": "{:d}",
         "loss": "{:.4f}",
-        "top1": "{:.2%}",
-        "top5": "{:.2%}",
+        **{measure.key: "{:.2%}" for measure in record.measures},
         "nll": "{:.4f}",
         "ece": "{:.2%}",
         "skipped": "{:d}",
     }
     names = [name for name in forms if any(row.get(name) is not None for row in record.epochs)]
-    heads = {"top1": "top-1", "top5": "top-5", "nll": "log loss", "ece": "calibration error"}
+    heads = {measure.key: measure.short for measure in record.measures}
+    heads |= {"nll": "log loss", "ece": "calibration error"}
     head = tag("tr", *(tag("th", heads.get(name, name), scope="col", class_="number") for name in names))
     rows = [
         tag("tr", *(tag("td", _cell(row.get(name), forms[name]), class_="number") for name in names))

@@ -31,9 +31,9 @@ THUMBNAIL = 96
 
 
 def sections(record: RunRecord) -> list[Markup | None]:
-    """Mistakes, classes and calibration; without predictions only the balance of the classes."""
+    """Mistakes, classes and calibration; without predictions what was found, class by class."""
     if not record.predictions:
-        return [section("classes", "Classes", [_balance(record)])]
+        return [_shown(record), _class_tables(record), section("balance", "Classes", [_balance(record)])]
     found = judge(record.predictions, len(record.class_names))
     names = record.class_names
     mistakes = [part for part in (_matrix(found, names), _pairs(found, names)) if part]
@@ -44,6 +44,50 @@ def sections(record: RunRecord) -> list[Markup | None]:
         section("confidence", "Confidence and balance", sure),
         _classes(found, record),
     ]
+
+
+def _shown(record: RunRecord) -> Markup | None:
+    """Held-out pictures with what was found in them."""
+    if not record.shown:
+        return None
+    pictures = [
+        tag("li", tag("img", src=_embedded(one.jpeg), alt=one.text, loading="lazy"), tag("span", one.text))
+        for one in record.shown
+    ]
+    heading = tag("h2", "What it sees")
+    say = tag("p", "Held-out pictures, those first that went worst.")
+    return tag("section", heading, say, tag("ul", *pictures, class_="shown"), id="shown")
+
+
+def _class_tables(record: RunRecord) -> Markup | None:
+    if not record.class_tables:
+        return None
+    heads = ("class", f"training {record.counted}s", f"held-out {record.counted}s")
+    head = [
+        tag("th", tag("button", name, type="button"), scope="col", class_="number" if at else None)
+        for at, name in enumerate((*heads, *(table.name for table in record.class_tables)))
+    ]
+    first = [np.inf if value is None else value for value in record.class_tables[0].values]
+    rows = [
+        tag(
+            "tr",
+            tag("td", record.class_names[label]),
+            *(
+                tag("td", f"{counts_K[label]:,}", class_="number", data_value=int(counts_K[label]))
+                for counts_K in (record.train_counts, record.val_counts)
+            ),
+            *(_share(np.nan if (v := table.values[label]) is None else v) for table in record.class_tables),
+        )
+        for label in np.argsort(first, kind="stable")[:MOST_ROWS].tolist()
+    ]
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="sortable")
+    say = " ".join(f"{table.name}: {table.explained}." for table in record.class_tables)
+    card = tag("div", table, class_="card scroll tall", tabindex="0")
+    return tag("section", tag("h2", "Class by class, worst first"), tag("p", say), card, id="classes")
+
+
+def _embedded(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _matrix(found: Judgement, names: Sequence[str]) -> Markup:
@@ -122,10 +166,9 @@ def _tile(shown: Predictions, at: int, names: Sequence[str]) -> Markup:
     label, first = names[shown.labels_N[at]], names[shown.firsts_N[at]]
     picture = int(shown.pictures_N[at])
     sure, own = words.percent(float(shown.confidences_N[at])), words.percent(float(shown.label_probs_N[at]))
-    encoded = base64.b64encode(_thumbnail(shown, picture)).decode()
     image = tag(
         "img",
-        src=f"data:image/jpeg;base64,{encoded}",
+        src=_embedded(_thumbnail(shown, picture)),
         alt=f"{label}, taken for {first}",
         title=shown.source.name(picture),
         width=THUMBNAIL,
@@ -227,11 +270,11 @@ def _balance(record: RunRecord) -> Markup:
     drawing = columns(
         record.train_counts[order].tolist(),
         [
-            f"{record.class_names[label]}: {record.train_counts[label]:,} for training, "
+            f"{record.class_names[label]}: {record.train_counts[label]:,} {record.counted}s for training, "
             f"{record.val_counts[label]:,} held out"
             for label in order.tolist()
         ],
-        label=f"Training pictures of each class. {words.balance(record)}",
+        label=f"Training {record.counted}s of each class. {words.balance(record)}",
     )
     say = tag("p", "One column a class, the largest first.", class_="small")
-    return figure("Training pictures a class", drawing, say, advice=words.balance(record))
+    return figure(f"Training {record.counted}s a class", drawing, say, advice=words.balance(record))

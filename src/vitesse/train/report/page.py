@@ -15,7 +15,7 @@ from vitesse.files import write_atomically
 from vitesse.train.report import course, outcome
 from vitesse.train.report.findings import curve
 from vitesse.train.report.markup import Markup, join, tag
-from vitesse.train.report.record import RunRecord
+from vitesse.train.report.record import TOP1, RunRecord
 from vitesse.train.report.words import duration, evaluated, judged, percent, several, standard_error, verdict
 
 
@@ -79,7 +79,7 @@ def _described(record: RunRecord) -> str:
         f"{model['macs'] / 1e6:,.0f} M MACs" if model.get("macs") else "",
         f"{size} pixels",
         several(int(model["num_classes"]), "class"),
-        several(int(record.train_counts.sum()), "training picture"),
+        several(int(record.train_counts.sum()), f"training {record.counted}"),
     ]
     return " · ".join(filter(None, parts))
 
@@ -88,11 +88,13 @@ def _tiles(record: RunRecord) -> Iterator[Markup]:
     """The few figures to know."""
     rows = evaluated(record)
     if rows:
-        top1, top5 = rows[-1]["top1"], rows[-1].get("top5")
-        error = standard_error(top1, judged(record))
-        yield _tile("first guess right", percent(top1), f"± {100 * error:.1f} points (standard error)")
-        if top5 is not None:
-            yield _tile("among the first five", percent(top5))
+        for measure in record.measures:
+            value, more = rows[-1].get(measure.key), ""
+            if measure is TOP1:
+                error = standard_error(rows[-1][measure.key], judged(record))
+                more = f"± {100 * error:.1f} points (standard error)"
+            if value is not None:
+                yield _tile(measure.name, percent(value), more)
     _, losses_S = curve(record.steps, "loss")
     if np.isfinite(losses_S).any():
         yield _tile("training loss", f"{losses_S[np.isfinite(losses_S)][-1]:.3f}")

@@ -35,6 +35,42 @@ class Predictions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One figure of an evaluation, a share from 0 to 1.
+
+    Attributes:
+        key: in the rows of epochs.
+        name: for a person, on a tile and in a legend.
+        short: in a table.
+    """
+
+    key: str
+    name: str
+    short: str
+
+
+TOP1 = Measure(key="top1", name="first guess right", short="top-1")
+TOP5 = Measure(key="top5", name="among the first five", short="top-5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """A figure for each class, a share from 0 to 1; None of a class that is nowhere."""
+
+    name: str
+    explained: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A drawn picture and what to say of it."""
+
+    jpeg: bytes
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """A training run as far as it has come.
 
@@ -50,8 +86,13 @@ class RunRecord:
         steps: rows of `step`, `epoch` (a fraction), `loss`, `lr`, `grad_norm`, `img_per_s`, and `data_s`,
             `forward_s`, `backward_s`, `update_s`: mean seconds a step since the row before.
         epochs: rows of `epoch` (whole, from 1), `loss`, `seconds` (of training since the run began),
-            `skipped` (steps), and where it was evaluated `top1`, `top5`, `nll`, `ece`.
-        predictions: of the latest evaluation.
+            `skipped` (steps), and where it was evaluated those of `measures`, for classes also `nll`, `ece`.
+        measures: the figures of an evaluation, the one that decides first.
+        counted: what `train_counts` and `val_counts` are numbers of.
+        judged: held-out pictures that were judged last.
+        predictions: of the latest evaluation, where pictures have one class each.
+        class_tables: of the latest evaluation, where they have not.
+        shown: of the latest evaluation, what was found in some held-out pictures.
     """
 
     title: str
@@ -65,4 +106,9 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     steps: Sequence[Mapping[str, Any]] = ()
     epochs: Sequence[Mapping[str, Any]] = ()
+    measures: tuple[Measure, ...] = (TOP1, TOP5)
+    counted: str = "picture"
+    judged: int = 0
     predictions: Predictions | None = None
+    class_tables: tuple[ClassTable, ...] = ()
+    shown: tuple[Shown, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitesse.train.report.findings import Calibration, Ints, curve
-from vitesse.train.report.record import RunRecord
+from vitesse.train.report.record import TOP1, RunRecord
 
 WAITING, UPDATING = 0.25, 0.25
 """Shares of the time from which on waiting for pictures and updating the weights are worth a change."""
@@ -39,13 +39,21 @@ def several(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def main(record: RunRecord) -> str:
+    """The key of the figure that decides."""
+    return record.measures[0].key
+
+
 def evaluated(record: RunRecord) -> list[Mapping[str, Any]]:
-    """The epochs with an accuracy."""
-    return [row for row in record.epochs if row.get("top1") is not None and math.isfinite(row["top1"])]
+    """The epochs that were evaluated."""
+    key = main(record)
+    return [row for row in record.epochs if row.get(key) is not None and math.isfinite(row[key])]
 
 
 def judged(record: RunRecord) -> int:
-    """Validation pictures that the latest accuracy is of."""
+    """Held-out pictures that the latest figures are of."""
+    if record.judged:
+        return record.judged
     return len(record.predictions) if record.predictions else int(record.val_counts.sum())
 
 
@@ -57,17 +65,21 @@ def verdict(record: RunRecord) -> str:
         return f"No held-out picture has been judged yet; {several(steps, 'step')} done."
     last = rows[-1]
     time = f", {duration(last['seconds'])}" if last.get("seconds") is not None else ""
-    said = f"{percent(last['top1'])} of {several(judged(record), 'held-out picture')} right"
-    return f"{said} after {several(int(last['epoch']), 'epoch')}{time}{_best(rows)}."
+    pictures, share = several(judged(record), "held-out picture"), percent(last[main(record)])
+    if record.measures[0] is TOP1:
+        said = f"{share} of {pictures} right"
+    else:
+        said = f"{record.measures[0].name} {share} on {pictures}"
+    return f"{said} after {several(int(last['epoch']), 'epoch')}{time}{_best(rows, main(record))}."
 
 
-def _best(rows: Sequence[Mapping[str, Any]]) -> str:
-    best = max(rows, key=lambda row: row["top1"])
+def _best(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    best = max(rows, key=lambda row: row[key])
     if len(rows) == 1:
         return ""
     if best is rows[-1]:
         return "; the last epoch is the best"
-    return f"; best epoch {int(best['epoch'])} ({percent(best['top1'])})"
+    return f"; best epoch {int(best['epoch'])} ({percent(best[key])})"
 
 
 def trend(record: RunRecord) -> str:
@@ -75,18 +87,18 @@ def trend(record: RunRecord) -> str:
 
     A level end tells nothing: a learning rate that falls to 0 always makes one.
     """
-    rows = evaluated(record)
+    rows, key = evaluated(record), main(record)
     if len(rows) < 3:
         return ""
-    best, last = max(rows, key=lambda row: row["top1"]), rows[-1]
-    if last["top1"] < best["top1"] - CLEAR_DROP:
-        lost = 100 * (best["top1"] - last["top1"])
+    best, last = max(rows, key=lambda row: row[key]), rows[-1]
+    if last[key] < best[key] - CLEAR_DROP:
+        lost = 100 * (best[key] - last[key])
         return (
             f"{lost:.1f} points below epoch {int(best['epoch'])}, whose weights are in checkpoints/best: "
             "fewer epochs= or stronger augmentation may serve better."
         )
-    before = max(row["top1"] for row in rows[: -max(1, len(rows) // 5)])
-    if last["top1"] > before + standard_error(last["top1"], judged(record)):
+    before = max(row[key] for row in rows[: -max(1, len(rows) // 5)])
+    if last[key] > before + standard_error(last[key], judged(record)):
         return "Still rising at the end: more epochs= may give more."
     return ""
 
@@ -121,18 +133,18 @@ def advice_on_time(shares: Mapping[str, float], record: RunRecord) -> str:
 
 
 def balance(record: RunRecord) -> str:
-    """How evenly the training pictures are spread over the classes."""
+    """How evenly what is learnt from is spread over the classes."""
     counts = record.train_counts
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
         names = ", ".join(record.class_names[index] for index in empty[:5])
         more = ", …" if len(empty) > 5 else ""
-        return f"{several(len(empty), 'class')} without any training picture: {names}{more}."
+        return f"{several(len(empty), 'class')} without any training {record.counted}: {names}{more}."
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[least] == counts[most]:
-        return f"Every class has {several(int(counts[least]), 'training picture')}."
+        return f"Every class has {several(int(counts[least]), f'training {record.counted}')}."
     return (
-        f"{record.class_names[most]} has {counts[most] / counts[least]:.1f} times the pictures of "
+        f"{record.class_names[most]} has {counts[most] / counts[least]:.1f} times the {record.counted}s of "
         f"{record.class_names[least]} ({counts[most]:,} and {counts[least]:,})."
     )
 

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from vitesse import spec
+from vitesse.data.annotated import kind_of
+from vitesse.errors import ConfigError
 from vitesse.models import registered_models
 from vitesse.train.tasks.classify import Classify
 from vitesse.train.tasks.contract import Figures, Found, Loss, Task
 from vitesse.train.tasks.detect import Detect
 from vitesse.train.tasks.segment import Segment
 
-__all__ = ["Figures", "Found", "Loss", "Task", "task_of"]
+__all__ = ["STARTERS", "Figures", "Found", "Loss", "Task", "check_kind", "task_of"]
 
+STARTERS = {
+    "classify": "efficientvit_m5",
+    "detect": "fcos_e2e_efficientvit_m2",
+    "segment": "efficientvit_seg_b0_cityscapes",
+}
+"""The model that is trained where none is named, by what the data is annotated for."""
 TASKS: dict[spec.Task, Task] = {"classify": Classify(), "detect": Detect(), "segment": Segment()}
+
+
+def check_kind(data: str | Path | Any, task: Task, model: str) -> None:
+    """
+    Raises:
+        ConfigError: the data is annotated for another task than the model's.
+    """
+    kind = kind_of(data)
+    if kind != task.name:
+        raise ConfigError(
+            f"{data}: is annotated to {kind}, {model} is there to {task.name}; take --model {STARTERS[kind]}"
+        )
 
 
 def task_of(model: str) -> Task:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from vitesse.spec import PreprocessSpec
 from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.objective import Objective
 from vitesse.train.recipe import Recipe, expect
+from vitesse.train.report import TOP1, TOP5, Measure, Predictions
 from vitesse.train.tasks.contract import Figures
 from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
 class Classify:
     """See `Task`."""
 
+    name = "classify"
+    recipe = "finetune"
     figures: type[Figures] = Scores
+    measures: tuple[Measure, ...] = (TOP1, TOP5)
+    counted = "picture"
 
     def open(self, data: str | Path, split: str | None) -> Source:
         return open_source(data, split)
@@ -85,6 +90,17 @@ class Classify:
         self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
     ) -> Outcomes:
         return outcomes(engine, cast(Source, source), preprocess, workers=workers, mux_width=mux_width)
+
+    def explained(self, found: Outcomes, source: Pictures) -> dict[str, Any]:
+        predictions = Predictions(
+            labels_N=found.labels_B,
+            firsts_N=found.firsts_B,
+            confidences_N=found.confidences_B,
+            label_probs_N=found.label_probs_B,
+            pictures_N=found.pictures_B,
+            source=source,
+        )
+        return {"predictions": predictions}
 
     def joined(self, parts: Sequence[Outcomes]) -> Outcomes:
         return Outcomes.joined(parts)

@@ -15,6 +15,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
+from vitesse.train.report import Measure
 
 if TYPE_CHECKING:
     from vitesse.runtime.engines import Engine
@@ -69,9 +70,21 @@ class Found(Protocol):
 
 
 class Task(Protocol):
-    """What training asks of a task; `figures` is the kind that an evaluation comes to."""
+    """What training asks of a task.
 
+    Attributes:
+        name: `classify`, `detect` or `segment`.
+        recipe: the name of the one that is taken where none is named.
+        figures: the kind that an evaluation comes to.
+        measures: of these, what a report shows, the one that decides first.
+        counted: what there is so much of in `amounts`.
+    """
+
+    name: str
+    recipe: str
     figures: type[Figures]
+    measures: tuple[Measure, ...]
+    counted: str
 
     def open(self, data: str | Path, split: str | None) -> Pictures:
         """The pictures of a split with what they teach.
@@ -128,6 +141,9 @@ class Task(Protocol):
         Raises:
             DataError: no picture could be read.
         """
+
+    def explained(self, found: Any, source: Pictures) -> dict[str, Any]:
+        """What a report says of it, of `RunRecord`: `predictions`, or `class_tables` and `shown`."""
 
     def joined(self, parts: Sequence[Any]) -> Found:
         """What was found in parts of a source, as one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from vitesse.metrics.dense import BoxesFound, find_boxes
 from vitesse.metrics.detection import BoxScores
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
+from vitesse.train.report import ClassTable, Measure
 from vitesse.train.tasks.contract import Figures
 from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
+from vitesse.train.tasks.shown import worst_boxes
 
 if TYPE_CHECKING:
     from vitesse.runtime.engines import Engine
@@ -33,7 +35,14 @@ if TYPE_CHECKING:
 class Detect:
     """See `Task`."""
 
+    name = "detect"
+    recipe = "detect"
     figures: type[Figures] = BoxScores
+    measures: tuple[Measure, ...] = (
+        Measure(key="ap", name="average precision", short="AP"),
+        Measure(key="ap50", name="average precision at half overlap", short="AP50"),
+    )
+    counted = "object"
 
     def open(self, data: str | Path, split: str | None) -> BoxSource:
         return open_boxes(data, split)
@@ -78,6 +87,15 @@ class Detect:
         self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
     ) -> BoxesFound:
         return find_boxes(engine, cast(BoxSource, source), preprocess, workers=workers)
+
+    def explained(self, found: BoxesFound, source: Pictures) -> dict[str, Any]:
+        boxes = cast(BoxSource, source)
+        scores = found.scores(boxes)
+        tables = (
+            ClassTable(name="AP", explained="average precision, mean over overlaps", values=scores.class_ap),
+            ClassTable(name="AP50", explained="the same at half overlap", values=scores.class_ap50),
+        )
+        return {"class_tables": tables, "shown": worst_boxes(found, boxes)}
 
     def joined(self, parts: Sequence[BoxesFound]) -> BoxesFound:
         return BoxesFound.joined(parts)

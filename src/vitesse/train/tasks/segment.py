@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from vitesse.metrics.dense import MapsCounted, count_maps
 from vitesse.metrics.segmentation import MapScores
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
+from vitesse.train.report import ClassTable, Measure
 from vitesse.train.tasks.contract import Figures
 from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
+from vitesse.train.tasks.shown import worst_maps
 
 if TYPE_CHECKING:
     from vitesse.runtime.engines import Engine
@@ -35,7 +37,14 @@ if TYPE_CHECKING:
 class Segment:
     """See `Task`."""
 
+    name = "segment"
+    recipe = "segment"
     figures: type[Figures] = MapScores
+    measures: tuple[Measure, ...] = (
+        Measure(key="miou", name="mean IoU", short="mIoU"),
+        Measure(key="accuracy", name="pixels right", short="pixels"),
+    )
+    counted = "pixel"
 
     def open(self, data: str | Path, split: str | None) -> MapSource:
         return open_maps(data, split)
@@ -85,6 +94,12 @@ class Segment:
         self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
     ) -> MapsCounted:
         return count_maps(engine, cast(MapSource, source), preprocess, workers=workers)
+
+    def explained(self, found: MapsCounted, source: Pictures) -> dict[str, Any]:
+        maps = cast(MapSource, source)
+        explained = "intersection over union of what is found and what is there"
+        table = ClassTable(name="IoU", explained=explained, values=found.scores(maps).class_iou)
+        return {"class_tables": (table,), "shown": worst_maps(found, maps)}
 
     def joined(self, parts: Sequence[MapsCounted]) -> MapsCounted:
         return MapsCounted.joined(parts)
