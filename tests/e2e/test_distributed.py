@@ -10,12 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
@@ -89,6 +90,11 @@ class Run:
     def seen(self) -> Counter[str]:
         """How often each `EPOCH PICTURE` was trained on, by all processes of the run's life."""
         return Counter(line for path in self.folder.glob("seen-*") for line in path.read_text().splitlines())
+
+    @property
+    def held(self) -> list[int]:
+        """Bytes of weights and moments that each process held at the end."""
+        return [int(path.read_text()) for path in sorted(self.folder.glob("held-*"))]
 
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
         until = time.monotonic() + 60
@@ -174,6 +180,23 @@ def test_stopped_runs_go_on_with_another_number_of_processes(
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_model_that_one_began_and_one_ends(
+    tmp_path: Path, photos: Path, undisturbed: Run
+) -> None:
+    run = Run(photos, tmp_path)
+    assert run.alone(fault="SIGTERM 0 10")[0] == 75  # in its second step
+    code, said = replace(run, overrides=("shard=true", "accumulate=2")).together(fault="SIGTERM 1 18")
+    assert code == 1
+    assert "resumed at step 3 of 12" in said
+    assert "stopped by another process at step 9; run the same command again to go on" in said
+    assert run.held == pytest.approx([undisturbed.held[0] / 2] * 2, rel=0.02)
+    code, said = run.alone()
+    assert code == 0, said
+    assert "resumed at step 9 of 12" in said
+    assert_like(run, undisturbed)
+
+
+@pytest.mark.slow
 def test_torchrun_passes_a_signal_on(tmp_path: Path, photos: Path) -> None:
     run = Run(photos, tmp_path, overrides=("epochs=500",))
     process = run.start(*TORCHRUN, "--no-python", COMMANDS / "vitesse")
@@ -240,28 +263,37 @@ def test_a_signal_before_the_first_step_and_in_the_first_evaluation(
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_a_model_spread_over_processes_is_refused(
+def test_other_ways_to_spread_a_model_are_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ConfigError, match=f"launched with {kind}: .* launch it with torchrun"):
+    with pytest.raises(
+        ConfigError, match=f"^launched with {kind}: launch with torchrun .* set shard=true to"
+    ):
         make_accelerator(Recipe(), tmp_path)
 
 
 @pytest.mark.slow
-def test_what_two_processes_score_and_ask_a_teacher_is_what_they_save(
+def test_what_two_processes_score_is_what_they_save_whole_or_in_parts(
     tmp_path: Path, photos: Path, undisturbed: Run
 ) -> None:
-    """BatchNorm's statistics, the average of them, and the teacher's answers are the same in both."""
+    """BatchNorm's statistics, the average of them, and the teacher's answers are the same in both processes;
+    sharding changes nothing."""
     last = undisturbed.folder / "run" / "checkpoints" / "last" / "model.safetensors"
-    taught = (f"teacher={last}", "teacher_cache=true")
-    run = Run(photos, tmp_path, "efficientvit_m0", ("ema=0.9", *taught))
-    code, said = run.together()
-    assert code == 0, said
-    model, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
     trained, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
-    firsts_N = load_file(tmp_path / "run" / "teacher_logits.safetensors")["logits_NK"].argmax(1).numpy()
-    teacher = TorchEngine(load_checkpoint(last)[0])
-    assert (firsts_N == outcomes(teacher, trained, PreprocessSpec(image_size=(32, 32))).firsts_B).mean() > 0.8
-    found = score(TorchEngine(model), held_out, PreprocessSpec(image_size=(32, 32)))
-    assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)
+    preprocess = PreprocessSpec(image_size=(32, 32))
+    expected = outcomes(TorchEngine(load_checkpoint(last)[0]), trained, preprocess)
+    saved = []
+    for kind in ("false", "true"):
+        taught = (f"teacher={last}", "teacher_cache=true", f"shard={kind}")
+        overrides = ("epochs=1", "ema=0.9", "channels_last=false", *taught)
+        run = Run(photos, tmp_path / kind, "timm:test_efficientnet", overrides)
+        code, said = run.together()
+        assert code == 0, said
+        path = run.folder / "run" / "checkpoints" / "last" / "model.safetensors"
+        found = score(TorchEngine(load_checkpoint(path)[0]), held_out, preprocess)
+        assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)
+        told = load_file(run.folder / "run" / "teacher_logits.safetensors")["logits_NK"].argmax(1).numpy()
+        assert (told == expected.firsts_B).mean() > 0.8
+        saved.append((run.of_kind("step", "loss"), run.of_kind("step", "grad_norm"), load_file(path)))
+    torch.testing.assert_close(saved[1], saved[0], rtol=1e-3, atol=1e-4)

@@ -84,8 +84,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     for kind in SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             raise ConfigError(
-                f"launched with {kind}: expected torchrun or accelerate launch --multi_gpu, and shard=true "
-                "to spread a model over processes"
+                f"launched with {kind}: launch with torchrun or accelerate launch --multi_gpu, and set "
+                "shard=true to spread a model over processes"
             )
     _meet_after_restart()
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()

@@ -58,6 +58,9 @@ def test_overrides_win_and_keep_their_kind() -> None:
         (["ema=1"], "ema: expected a decay below 1"),
         (["seed="], "seed: expected a number"),
         (["lr=null"], "lr: expected a value, got None"),
+        (["shard=true", "precision=fp16"], "precision: expected bf16 or fp32 beside shard=true, got 'fp16'"),
+        (["shard=true", "clip_mode=agc"], "clip_mode: expected norm beside shard=true, got 'agc'"),
+        (["shard=true", "compile=true"], "compile: expected false beside shard=true, got True"),
         (["lr=[1"], "lr: expected a YAML value"),
     ],
 )
