@@ -350,9 +350,10 @@ def test_of_data_without_splits_the_part_that_was_trained_on_is_left_out(
 ) -> None:
     data = paint_classes(tmp_path / "data", per_class=10)
     names = ["blue", "green", "red", *(f"class {index}" for index in range(3, 10))]
-    for seed, images in ((3, 3), (4, 30)):  # of the run's seed, and of another
-        seen, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
-        provenance = {"data": seen.fingerprint, "recipe": {"seed": seed}}
+    kept, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
+    for seed, limit, images in ((3, None, 3), (3, 20, 3), (4, None, 30)):  # of the run's seed, and of another
+        seen = take(kept, limit, 3)
+        provenance = {"data": seen.fingerprint, "recipe": {"seed": seed, "limit_train": limit}}
         path = make_artefact({"provenance": provenance, "class_names": names})
         assert evaluate(data, model=path, engine="onnxruntime").images == images
-    assert capsys.readouterr().err.count("scored on the 3 held out") == 1
+    assert capsys.readouterr().err.count("scored on the 3 held out") == 2

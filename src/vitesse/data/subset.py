@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.data.check import MAX_COMPARED, content_digests
 from vitesse.data.contract import Source, digest
+from vitesse.progress import say
 
 HELD_OUT_SHARE = 0.1
 """Of data without splits, what is held out of training."""
@@ -88,6 +92,21 @@ def _first_copies(source: Source) -> NDArray[np.int64]:
         if found is not None:
             first_N[index] = seen.setdefault(found, index)
     return first_N
+
+
+def unseen(source: Source, provenance: Mapping[str, Any]) -> Source:
+    """Of data without splits that a model of this provenance was trained on, the part that was held out."""
+    seen_before = provenance.get("data")
+    if seen_before is None:
+        return source
+    recipe = provenance.get("recipe") or {}
+    seed = recipe.get("seed", 0)
+    kept, held_out = hold_out(source, HELD_OUT_SHARE, seed)
+    seen = take(kept, recipe.get("limit_train"), seed)
+    if seen.fingerprint != seen_before:
+        return source
+    say(f"trained on {len(seen)} of these {len(source)} pictures; scored on the {len(held_out)} held out")
+    return held_out
 
 
 def take(source: Source, limit: int | None, seed: int = 0) -> Source:
