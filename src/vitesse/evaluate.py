@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.data.sources import open_source, take, unseen
-from vitesse.metrics import outcomes_in_groups, read_label_sets, score_label_sets, with_classes
+from vitesse.metrics import Showing, outcomes_in_groups, read_label_sets, score_label_sets, with_classes
 from vitesse.predictors import load
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
@@ -120,10 +120,9 @@ def evaluate(
     source = with_classes(take(unseen(everything, manifest.provenance), limit), manifest.class_names)
     sets = None if labels is None else read_label_sets(labels, everything, num_classes)
     size = predictor.artefact.input_shape[0] or whole_groups(batch_size, width)
+    showing = Showing(preprocess=manifest.preprocess, batch_size=size, mux_width=width)
     timed, started = _Timed(predictor.engine), time.perf_counter()
-    found, agreement = outcomes_in_groups(
-        timed, source, manifest.preprocess, batch_size=size, mux_width=width
-    )
+    found, agreement = outcomes_in_groups(timed, source, showing)
     seconds = time.perf_counter() - started
     others = {} if sets is None else vars(score_label_sets(found, source, sets))
     return Evaluation(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError
-from vitesse.metrics import outcomes, score
+from vitesse.metrics import Showing, outcomes, score
 from vitesse.models import load_checkpoint
 from vitesse.models.engine import TorchEngine
 from vitesse.spec import PreprocessSpec
@@ -262,6 +262,7 @@ def test_what_two_processes_score_and_ask_a_teacher_is_what_they_save(
     trained, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
     firsts_N = load_file(tmp_path / "run" / "teacher_logits.safetensors")["logits_NK"].argmax(1).numpy()
     teacher = TorchEngine(load_checkpoint(last)[0])
-    assert (firsts_N == outcomes(teacher, trained, PreprocessSpec(image_size=(32, 32))).firsts_B).mean() > 0.8
-    found = score(TorchEngine(model), held_out, PreprocessSpec(image_size=(32, 32)))
+    showing = Showing(preprocess=PreprocessSpec(image_size=(32, 32)))
+    assert (firsts_N == outcomes(teacher, trained, showing).firsts_B).mean() > 0.8
+    found = score(TorchEngine(model), held_out, showing)
     assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)

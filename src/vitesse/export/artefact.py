@@ -20,7 +20,7 @@ from vitesse.export.onnx import as_proto, to_onnx, write_artefact
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import score_in_groups, with_classes
+from vitesse.metrics import Showing, outcomes_in_groups, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -148,9 +148,10 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
 
 def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
     engine = create_engine(artefact, "onnxruntime")
-    scores, agreement = score_in_groups(
-        engine, source, artefact.manifest.preprocess, mux_width=artefact.manifest.mux_width
-    )
+    manifest = artefact.manifest
+    showing = Showing(preprocess=manifest.preprocess, mux_width=manifest.mux_width)
+    found, agreement = outcomes_in_groups(engine, source, showing)
+    scores = found.scores(len(source))
     accuracy = {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
     return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.data.sources import Source, Subset, take
 from vitesse.errors import DataError, ImageError
-from vitesse.metrics import Outcomes, outcomes
+from vitesse.metrics import Outcomes, Showing, outcomes
 from vitesse.models.engine import TorchEngine
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
@@ -46,16 +46,15 @@ def validate(
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
     engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
+    showing = Showing(
+        preprocess=preprocess,
+        workers=max(1, recipe.workers),
+        mux_width=getattr(weights, "mux_width", 1),
+    )
 
     def ask() -> Outcomes | DataError:
         try:
-            found = outcomes(
-                engine,
-                Subset(source, mine) if world > 1 else source,
-                preprocess,
-                workers=max(1, recipe.workers),
-                mux_width=getattr(weights, "mux_width", 1),
-            )
+            found = outcomes(engine, Subset(source, mine) if world > 1 else source, showing)
         except DataError as error:  # a part without a readable picture matters only where all are so
             return error
         return dataclasses.replace(found, pictures_B=mine[found.pictures_B]) if world > 1 else found
