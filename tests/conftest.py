@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 import onnx
@@ -191,8 +192,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 class Hub(ThreadingHTTPServer):
     """A Hugging Face Hub on this machine.
 
-    Serves `files` by path; `cuts` downloads break off in the middle of what they still have to send, and
-    `etag` replaces the sha256 that it promises. What is pushed lands in `pushed` by its name.
+    Serves `files` by path, and lists those of data sets; `cuts` downloads break off in the middle of what
+    they still have to send, and `etag` replaces the sha256 that it promises. `ranges` are the bytes of every
+    download. What is pushed lands in `pushed` by its name.
     """
 
     daemon_threads = True
@@ -202,6 +204,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.pushed: dict[str, bytes] = {}
         self.created: list[dict[str, Any]] = []
+        self.ranges: list[int] = []
         self.cuts, self.status, self.downloads = 0, 200, 0
         self.etag: str | None = None
         self.commit = "0" * 40
@@ -213,6 +216,18 @@ class Hub(ThreadingHTTPServer):
     def add(self, hub_id: str, name: str, content: bytes) -> None:
         self.files[f"/{hub_id}/resolve/main/{name}"] = content
 
+    def listed(self, hub_id: str, path: str, recursive: bool = False) -> list[dict[str, Any]]:
+        """What is right in a folder, or below it; or a file."""
+        top = f"/{hub_id}/resolve/main/"
+        sizes = {
+            name.removeprefix(top): len(data) for name, data in self.files.items() if name.startswith(top)
+        }
+        below = [name for name in sizes if name == path or name.startswith(f"{path}/" if path else "")]
+        depth = None if recursive else path.count("/") + 1 + bool(path)
+        found = sorted({"/".join(name.split("/")[:depth]) for name in below})
+        kinds = [{"type": "file", "size": sizes[n]} if n in sizes else {"type": "directory"} for n in found]
+        return [{"path": name, "oid": "0" * 40, **kind} for name, kind in zip(found, kinds, strict=True)]
+
 
 class _Answer(BaseHTTPRequestHandler):
     server: Hub
@@ -222,7 +237,12 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.downloads += self.path in self.server.files
-        self.answer(body=True)
+        if asked := re.match(r"/api/(datasets/\w+/\w+)/tree/main/?([^?]*)(.*)", unquote(self.path)):
+            self.say(self.server.listed(asked[1], asked[2], "recursive=true" in asked[3].casefold()))
+        elif (asked := re.match(r"/api/(datasets/\w+/\w+)", self.path)) and self.server.listed(asked[1], ""):
+            self.say({"id": asked[1].removeprefix("datasets/"), "sha": self.server.commit})
+        else:
+            self.answer(body=True)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -233,6 +253,9 @@ class _Answer(BaseHTTPRequestHandler):
             self.say(
                 {"url": f"{self.server.url}/{json.loads(body)['organization']}/{json.loads(body)['name']}"}
             )
+        elif asked := re.match(r"/api/(datasets/\w+/\w+)/paths-info/", self.path):
+            names = parse_qs(body.decode())["paths"] if body[:1] != b"{" else json.loads(body)["paths"]
+            self.say([entry for name in names for entry in self.server.listed(asked[1], name)])
         elif "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
             regular = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
@@ -255,14 +278,16 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        start = int((re.search(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
-        rest = content[start:]
-        self.send_response(206 if start else 200)
+        asked = re.search(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, last = (int(asked[1]), int(asked[2] or len(content))) if asked else (0, len(content))
+        rest = content[start : last + 1]
+        self.server.ranges.append(len(rest))
+        self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{self.server.etag or hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", self.server.commit)
         self.send_header("Content-Length", str(len(rest)))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{start + len(rest)}")
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{len(content)}")
         self.end_headers()
         if body and self.server.cuts:
             self.server.cuts -= 1
@@ -271,7 +296,7 @@ class _Answer(BaseHTTPRequestHandler):
         elif body:
             self.wfile.write(rest)
 
-    def say(self, content: dict[str, Any], status: int = 200) -> None:
+    def say(self, content: Any, status: int = 200) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

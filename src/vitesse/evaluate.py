@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source, take
-from vitesse.metrics import outcomes_in_groups, read_label_sets, score_label_sets, with_classes
+from vitesse.data.sources import open_source, take, unseen
+from vitesse.metrics import Showing, outcomes_in_groups, read_label_sets, score_label_sets, with_classes
 from vitesse.predictors import load
-from vitesse.progress import say
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
 
 if TYPE_CHECKING:
-    from vitesse.data.sources import Source
     from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.engines import Engine
 
@@ -120,14 +117,12 @@ def evaluate(
     )
     manifest = predictor.artefact.manifest
     width, num_classes = manifest.mux_width, len(manifest.class_names)
-    unseen = _unseen(everything, manifest.provenance)
-    source = with_classes(take(unseen, limit), manifest.class_names)
+    source = with_classes(take(unseen(everything, manifest.provenance), limit), manifest.class_names)
     sets = None if labels is None else read_label_sets(labels, everything, num_classes)
     size = predictor.artefact.input_shape[0] or whole_groups(batch_size, width)
+    showing = Showing(preprocess=manifest.preprocess, batch_size=size, mux_width=width)
     timed, started = _Timed(predictor.engine), time.perf_counter()
-    found, agreement = outcomes_in_groups(
-        timed, source, manifest.preprocess, batch_size=size, mux_width=width
-    )
+    found, agreement = outcomes_in_groups(timed, source, showing)
     seconds = time.perf_counter() - started
     others = {} if sets is None else vars(score_label_sets(found, source, sets))
     return Evaluation(
@@ -141,16 +136,3 @@ def evaluate(
         **vars(found.scores(source)),
         **{f"labels_{key}": value for key, value in others.items()},
     )
-
-
-def _unseen(source: Source, provenance: Mapping[str, Any]) -> Source:
-    """Of data without splits that a model was trained on, the part that was held out."""
-    seen_before = provenance.get("data")
-    if seen_before is None:
-        return source
-    seed = (provenance.get("recipe") or {}).get("seed", 0)
-    seen, held_out = hold_out(source, HELD_OUT_SHARE, seed)
-    if seen.fingerprint != seen_before:
-        return source
-    say(f"trained on {len(seen)} of these {len(source)} pictures; scored on the {len(held_out)} held out")
-    return held_out

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
-from vitesse.errors import ArtefactError, ConfigError, UnknownModelError, from_extra, require
+from vitesse.errors import ConfigError, UnknownModelError, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.results import Record
-from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read_artefact
+from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.predictor import Predictor, Source
 from vitesse.spec import as_size
 
@@ -102,11 +102,8 @@ def _published_artefact(name: str) -> Artefact:
     model, weights = resolve(name)
     full_name = f"{model.name}.{weights.tag}"
     path = cache_dir() / "artefacts" / f"{full_name}-{versions()['vitesse']}{ARTEFACT_SUFFIX}"
-    if path.is_file():
-        try:
-            return read_artefact(path)
-        except ArtefactError as error:
-            say(f"{error}; making it again")
+    if (kept := kept_artefact(path)) is not None:
+        return kept
     with from_extra("export"):
         from vitesse.export import export
     say(f"{full_name}: fetching {weights.hub_id} and exporting it, once")

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitesse.errors import ArtefactError
 from vitesse.runtime import artefact as module
-from vitesse.runtime.artefact import METADATA_KEY, bundled_artefact, cache_dir, read_artefact
+from vitesse.runtime.artefact import METADATA_KEY, bundled_artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.protobuf import MalformedError, read_onnx
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -207,6 +207,19 @@ def test_the_bundled_one_is_the_only_onnx_in_assets(monkeypatch, tmp_path):
     (tmp_path / "assets" / "more.onnx").touch()
     with pytest.raises(ArtefactError, match="found 2"):
         bundled_artefact()
+
+
+def test_a_kept_artefact_that_is_damaged_is_told_of_and_made_again(make_artefact, capsys):
+    path = make_artefact()
+    kept = kept_artefact(path)
+    assert kept is not None
+    assert kept.sha256 == read_artefact(path).sha256
+    path.write_bytes(path.read_bytes()[:100])
+    assert kept_artefact(path) is None
+    assert f"{path}: expected an ONNX model" in capsys.readouterr().err
+    path.unlink()
+    assert kept_artefact(path) is None
+    assert capsys.readouterr().err == ""
 
 
 def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError
-from vitesse.metrics import outcomes, score
+from vitesse.metrics import Showing, outcomes, score
 from vitesse.models import load_checkpoint
 from vitesse.models.engine import TorchEngine
 from vitesse.spec import PreprocessSpec
@@ -281,8 +281,8 @@ def test_what_two_processes_score_is_what_they_save_whole_or_in_parts(
     sharding changes nothing."""
     last = undisturbed.folder / "run" / "checkpoints" / "last" / "model.safetensors"
     trained, held_out = hold_out(open_source(photos), HELD_OUT_SHARE, 0)
-    preprocess = PreprocessSpec(image_size=(32, 32))
-    expected = outcomes(TorchEngine(load_checkpoint(last)[0]), trained, preprocess)
+    showing = Showing(preprocess=PreprocessSpec(image_size=(32, 32)))
+    expected = outcomes(TorchEngine(load_checkpoint(last)[0]), trained, showing)
     saved = []
     for kind in ("false", "true"):
         taught = (f"teacher={last}", "teacher_cache=true", f"shard={kind}")
@@ -291,7 +291,7 @@ def test_what_two_processes_score_is_what_they_save_whole_or_in_parts(
         code, said = run.together()
         assert code == 0, said
         path = run.folder / "run" / "checkpoints" / "last" / "model.safetensors"
-        found = score(TorchEngine(load_checkpoint(path)[0]), held_out, preprocess)
+        found = score(TorchEngine(load_checkpoint(path)[0]), held_out, showing)
         assert run.of_kind("epoch", "nll")[-1] == pytest.approx(found.nll, rel=1e-6)
         told = load_file(run.folder / "run" / "teacher_logits.safetensors")["logits_NK"].argmax(1).numpy()
         assert (told == expected.firsts_B).mean() > 0.8

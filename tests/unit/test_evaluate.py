@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +22,11 @@ from vitesse.cli import run
 from vitesse.data.sources import HELD_OUT_SHARE, FileSource, hold_out, open_source, take
 from vitesse.errors import DataError
 from vitesse.evaluate import evaluate
-from vitesse.metrics import label_ranks, outcomes, score, score_in_groups, with_classes
+from vitesse.metrics import Showing, label_ranks, outcomes, outcomes_in_groups, score, with_classes
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
-SPEC = PreprocessSpec(image_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+SHOWING = Showing(preprocess=PreprocessSpec(image_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
 class MeanColour:
@@ -76,7 +77,7 @@ def test_every_readable_picture_counts_once(
     wrong = FileSource(
         [Path(source.name(i)) for i in range(len(source))], (source.labels + 1) % 3, ("a", "b", "c")
     )
-    good, bad = (score(MeanColour(), s, SPEC, batch_size=batch_size) for s in (source, wrong))
+    good, bad = (score(MeanColour(), s, replace(SHOWING, batch_size=batch_size)) for s in (source, wrong))
     assert (good.top1, good.images, good.refused) == (1.0, 25, 2)
     assert bad.top1 == 0.0
 
@@ -88,13 +89,13 @@ def test_labels_beyond_the_models_classes_are_named(
     files = sorted(root.rglob("*.png"))
     source = FileSource(files, [0, 1, 7], [str(i) for i in range(8)])
     with pytest.raises(DataError, match="the model has 3 classes, the data has label 7"):
-        score(MeanColour(), source, SPEC)
+        score(MeanColour(), source, SHOWING)
 
 
 def test_nothing_readable_is_an_error_not_a_zero(tmp_path: Path) -> None:
     source = FileSource([tmp_path / "absent.png"], [0], ["a"])
     with pytest.raises(DataError, match="no picture could be read"):
-        score(MeanColour(), source, SPEC)
+        score(MeanColour(), source, SHOWING)
 
 
 class Memory:
@@ -185,7 +186,7 @@ def test_a_folder_that_lacks_classes_is_scored_as_one_that_has_them(
     for name, folder in zip(("green", "red"), folders[1:], strict=True):
         (root / name).rename(root / folder)
     source = with_classes(open_source(root), ("blue", "green", "red"))
-    assert score(MeanColour(), source, SPEC).top1 == 1.0
+    assert score(MeanColour(), source, SHOWING).top1 == 1.0
 
 
 class Neighbours:
@@ -205,17 +206,18 @@ def test_pictures_that_share_a_pass_are_drawn_and_scored_by_slot(
     tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
     source = open_source(paint_classes(tmp_path, per_class=40))
-    in_order = score(Neighbours(), source, SPEC, batch_size=8)
+    alone, in_pairs = replace(SHOWING, batch_size=8), replace(SHOWING, batch_size=8, mux_width=2)
+    in_order = score(Neighbours(), source, alone)
     assert in_order.top1 == 1.0, "side by side, pictures of one class hide it"
     assert in_order.slots == ()
-    drawn = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2)
+    drawn = outcomes(Neighbours(), source, in_pairs)
     scores = drawn.scores(source)
     assert scores.slots[0] == 1.0
     assert scores.slots[1] == pytest.approx(2 * scores.top1 - 1)
     assert 0.6 < scores.slots[1] < 0.95
-    again = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2)
+    again = outcomes(Neighbours(), source, in_pairs)
     assert drawn.agreement(again) == 1.0
-    other = outcomes(Neighbours(), source, SPEC, batch_size=8, mux_width=2, mates=1)
+    other = outcomes(Neighbours(), source, replace(in_pairs, mates=1))
     slots = dict(zip(drawn.pictures_B, drawn.slots_B, strict=True))
     assert all(slots[p] == slot for p, slot in zip(other.pictures_B, other.slots_B, strict=True))
     same = dict(zip(drawn.pictures_B, drawn.firsts_B, strict=True))
@@ -236,7 +238,8 @@ def test_what_depends_on_its_slot_alone_agrees_beside_all_pictures(
             return (logits_BK,)
 
     source = open_source(paint_classes(tmp_path, per_class=20))
-    scores, agreement = score_in_groups(Slots(), source, SPEC, mux_width=2)
+    found, agreement = outcomes_in_groups(Slots(), source, replace(SHOWING, mux_width=2))
+    scores = found.scores(len(source))
     assert agreement == 1.0
     assert scores.slots[0] == 1.0
     assert scores.slots[1] < 0.6
@@ -244,9 +247,10 @@ def test_what_depends_on_its_slot_alone_agrees_beside_all_pictures(
 
 def test_a_slot_without_pictures_has_no_score(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
     source = take(open_source(paint_classes(tmp_path, per_class=2)), 1)
-    scores, agreement = score_in_groups(MeanColour(), source, SPEC, mux_width=4)
+    found, agreement = outcomes_in_groups(MeanColour(), source, replace(SHOWING, mux_width=4))
+    scores = found.scores(len(source))
     assert (scores.slots, scores.images, agreement) == ((1.0,), 1, 1.0)
-    plain = score(MeanColour(), source, SPEC).to_dict()
+    plain = score(MeanColour(), source, SHOWING).to_dict()
     assert plain.keys() == {"top1", "top5", "ece", "nll", "images", "refused"}
 
 
@@ -350,9 +354,10 @@ def test_of_data_without_splits_the_part_that_was_trained_on_is_left_out(
 ) -> None:
     data = paint_classes(tmp_path / "data", per_class=10)
     names = ["blue", "green", "red", *(f"class {index}" for index in range(3, 10))]
-    for seed, images in ((3, 3), (4, 30)):  # of the run's seed, and of another
-        seen, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
-        provenance = {"data": seen.fingerprint, "recipe": {"seed": seed}}
+    kept, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
+    for seed, limit, images in ((3, None, 3), (3, 20, 3), (4, None, 30)):  # of the run's seed, and of another
+        seen = take(kept, limit, 3)
+        provenance = {"data": seen.fingerprint, "recipe": {"seed": seed, "limit_train": limit}}
         path = make_artefact({"provenance": provenance, "class_names": names})
         assert evaluate(data, model=path, engine="onnxruntime").images == images
-    assert capsys.readouterr().err.count("scored on the 3 held out") == 1
+    assert capsys.readouterr().err.count("scored on the 3 held out") == 2

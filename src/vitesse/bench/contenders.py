@@ -21,7 +21,6 @@ from vitesse.bench.measure import Contender, Runner, one_line
 from vitesse.bench.peers import PEERS, PREFIX
 from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts
 from vitesse.errors import (
-    ArtefactError,
     ConfigError,
     EngineError,
     MissingExtraError,
@@ -30,7 +29,7 @@ from vitesse.errors import (
 )
 from vitesse.progress import say
 from vitesse.provenance import versions
-from vitesse.runtime.artefact import Artefact, cache_dir, read_artefact
+from vitesse.runtime.artefact import Artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.engines import ENGINES, Engine, available_engines, create_engine
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 
@@ -143,11 +142,8 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
     size = "x".join(map(str, spec.image_size))
     name = spec.name.replace(":", "-")
     path = cache_dir() / "bench" / f"{name}-{size}-{precision}-{_key()}.onnx"
-    if path.is_file():
-        try:
-            return read_artefact(path)
-        except ArtefactError as error:
-            say(f"{error}; making it again")
+    if (kept := kept_artefact(path)) is not None:
+        return kept
     with from_extra("export"):
         from vitesse.export.onnx import to_onnx, write_artefact
         from vitesse.export.quantize import quantize

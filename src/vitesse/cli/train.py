@@ -30,9 +30,7 @@ def run(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe", metavar="NAME|FILE", help="Shipped, or a YAML file; default by task."
-        ),
+        typer.Option("--recipe", metavar="NAME|FILE", help="Shipped, or a YAML file; default by task."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Read every picture first; refuse data with unreadable ones.")

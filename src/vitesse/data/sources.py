@@ -17,7 +17,7 @@ from vitesse.data.files import (
     subfolders,
 )
 from vitesse.data.parquet import ParquetSource, find_shards
-from vitesse.data.subset import HELD_OUT_SHARE, Relabelled, Subset, hold_out, take
+from vitesse.data.subset import HELD_OUT_SHARE, Relabelled, Subset, hold_out, take, unseen
 from vitesse.data.table import ArrowSource, open_dataset, open_saved
 from vitesse.data.tar import TarSource
 from vitesse.data.torchvision_sets import SETS, open_set
@@ -35,6 +35,7 @@ __all__ = [
     "hold_out",
     "open_source",
     "take",
+    "unseen",
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from vitesse.data.check import MAX_COMPARED, content_digests
 from vitesse.data.contract import Pictures, Source, digest
 from vitesse.data.dense import Annotated, Boxes, BoxSource, Fault, MapSource
+from vitesse.progress import say
 
 P = TypeVar("P", bound=Pictures)
 A = TypeVar("A", bound=Annotated)
@@ -136,6 +138,21 @@ def _first_copies(source: Pictures) -> NDArray[np.int64]:
         if found is not None:
             first_N[index] = seen.setdefault(found, index)
     return first_N
+
+
+def unseen(source: P, provenance: Mapping[str, Any]) -> P:
+    """Of data without splits that a model of this provenance was trained on, the part that was held out."""
+    seen_before = provenance.get("data")
+    if seen_before is None:
+        return source
+    recipe = provenance.get("recipe") or {}
+    seed = recipe.get("seed", 0)
+    kept, held_out = hold_out(source, HELD_OUT_SHARE, seed)
+    seen = take(kept, recipe.get("limit_train"), seed)
+    if seen.fingerprint != seen_before:
+        return source
+    say(f"trained on {len(seen)} of these {len(source)} pictures; scored on the {len(held_out)} held out")
+    return held_out
 
 
 def take(source: P, limit: int | None, seed: int = 0) -> P:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.sources import open_source
+from vitesse.data.sources import open_source, unseen
 from vitesse.errors import ConfigError, DataError, ImageError
 from vitesse.export.fold import fold
 from vitesse.export.half import to_half
@@ -20,7 +20,7 @@ from vitesse.export.onnx import as_proto, to_onnx, write_artefact
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import score_in_groups, with_classes
+from vitesse.metrics import Showing, outcomes_in_groups, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vitesse.data.sources import Source
 
 PARITY_IMAGES = 32
+HELD_OUT = "held out of training"
+"""What the manifest calls the split of pictures that training left out of data without splits."""
 
 
 def export(
@@ -56,8 +58,9 @@ def export(
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
         out: the `.onnx` file; an existing one is replaced only when the new one is proven.
         data: labelled pictures, as `open_source` reads them. Parity is proven on the first of them, and the
-            accuracy of the written file is measured on all of them. Without it parity is proven on noise
-            and the manifest holds no accuracy.
+            accuracy of the written file is measured on all of them; where the model was trained on data
+            without splits, on those that were held out. Without it parity is proven on noise and the
+            manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
         precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
@@ -87,9 +90,12 @@ def export(
         licence=licence or found_manifest.licence,
         tools=versions(),
     )
-    source = None
+    source, dataset = None, {}
     if data is not None:
-        source = with_classes(open_source(data, split), manifest.class_names)
+        everything = open_source(data, split)
+        chosen = unseen(everything, manifest.provenance)
+        source = with_classes(chosen, manifest.class_names)
+        dataset = _called(data, split if chosen is everything else HELD_OUT, trained_on)
     preprocess = manifest.preprocess
     images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
     folded = fold(module) if isinstance(module, Backbone) else module
@@ -101,7 +107,6 @@ def export(
         artefact = _draft(proto, manifest, folder / out.name)
         proof = {**parity(artefact, module, images_BCHW), "images": len(images_BCHW)}
         artefact = _draft(proto, replace(manifest, parity=proof), folder / out.name)
-        dataset = {} if data is None else _called(data, split, trained_on)
         if calibrate is not None:
             artefact = to_int8(proto, artefact, calibrate, source, dataset=dataset, force=force)
             proto = as_proto(artefact)
@@ -120,7 +125,7 @@ def _called(data: str | Path | Source, split: str, name: str) -> dict[str, Any]:
     """What the manifest calls the pictures that a file was scored on."""
     if isinstance(data, (str, Path)):
         return {"dataset": Path(data).name, "split": split}
-    return {"dataset": name or data.fingerprint, "split": "held out of training"}
+    return {"dataset": name or data.fingerprint, "split": HELD_OUT}
 
 
 def _check_request(out: Path, precision: str, calibrate: str | Path | Source | None) -> None:
@@ -143,9 +148,10 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
 
 def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
     engine = create_engine(artefact, "onnxruntime")
-    scores, agreement = score_in_groups(
-        engine, source, artefact.manifest.preprocess, mux_width=artefact.manifest.mux_width
-    )
+    manifest = artefact.manifest
+    showing = Showing(preprocess=manifest.preprocess, mux_width=manifest.mux_width)
+    found, agreement = outcomes_in_groups(engine, source, showing)
+    scores = found.scores(source)
     accuracy = {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
     return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
 

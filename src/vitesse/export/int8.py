@@ -15,7 +15,7 @@ from vitesse.data.sources import Subset, open_source
 from vitesse.errors import DataError, ExportError, ImageError
 from vitesse.export.onnx import write_artefact
 from vitesse.export.quantize import noise, quantize
-from vitesse.metrics import score, score_in_groups, with_classes
+from vitesse.metrics import Showing, outcomes_in_groups, score, with_classes
 from vitesse.progress import say
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.autoselect import seconds_a_picture
@@ -103,13 +103,14 @@ def to_int8(
     if data is None:
         data, dataset = unseen, {"dataset": name, "split": "held out of calibration"}
     width = fp32.manifest.mux_width
-    fp32_top1 = score(create_engine(fp32), data, fp32.manifest.preprocess, mux_width=width).top1
+    showing = Showing(preprocess=fp32.manifest.preprocess, mux_width=width)
+    fp32_top1 = score(create_engine(fp32), data, showing).top1
     _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
     floats: list[str] = []
     int8_proto = quantize(proto, images_BCHW, floats, width)
     for attempts_left in reversed(range(ATTEMPTS)):
         int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
-        found = _compare(fp32, int8, data, fp32_top1)
+        found = _compare(fp32, int8, data, showing, fp32_top1)
         say(str(found))
         if found.loss <= MAX_LOSS or not attempts_left:
             break
@@ -176,14 +177,15 @@ def _check_comparable(fp32_top1: float, data: Source, num_classes: int) -> None:
         say(f"of {len(data)} pictures one is {1 / len(data):.1%}: a loss of {MAX_LOSS:.1%} needs more")
 
 
-def _compare(fp32: Artefact, int8: Artefact, data: Source, fp32_top1: float) -> Comparison:
-    scores, rates, width = [], {}, int8.manifest.mux_width
+def _compare(fp32: Artefact, int8: Artefact, data: Source, showing: Showing, fp32_top1: float) -> Comparison:
+    parts, rates = [], {}
     for name in available_engines():
         engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
-        scores.append(score_in_groups(engines["int8"], data, int8.manifest.preprocess, mux_width=width))
+        found, agreement = outcomes_in_groups(engines["int8"], data, showing)
+        parts.append((found.scores(len(data)), agreement))
         seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
         rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
-    worst, agreement = min(scores, key=lambda found: found[0].top1)
+    worst, agreement = min(parts, key=lambda part: part[0].top1)
     return Comparison(
         fp32_top1=fp32_top1,
         int8_top1=worst.top1,

@@ -2,19 +2,19 @@
 
 from vitesse.metrics.classes import with_classes
 from vitesse.metrics.label_sets import read_label_sets, score_label_sets
-from vitesse.metrics.run import outcomes, outcomes_in_groups, score, score_in_groups
+from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups, score
 from vitesse.metrics.scores import Outcomes, Scores, calibration_error, label_ranks
 
 __all__ = [
     "Outcomes",
     "Scores",
+    "Showing",
     "calibration_error",
     "label_ranks",
     "outcomes",
     "outcomes_in_groups",
     "read_label_sets",
     "score",
-    "score_in_groups",
     "score_label_sets",
     "with_classes",
 ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitesse.errors import DataError, ImageError
 from vitesse.metrics.detection import BoxScorer, BoxScores
-from vitesse.metrics.run import shown
+from vitesse.metrics.run import Showing, shown
 from vitesse.metrics.segmentation import MapScores, confusion, scores_of
 from vitesse.runtime.imaging import place
 from vitesse.runtime.postprocess import in_picture
@@ -23,12 +23,9 @@ from vitesse.runtime.postprocess import in_picture
 if TYPE_CHECKING:
     from vitesse.data.dense import BoxSource, MapSource
     from vitesse.runtime.engines import Engine
-    from vitesse.spec import PreprocessSpec
 
 WORST = 6
 """Pictures that are kept to be looked at."""
-BATCH = 8
-"""Pictures a run: dense ones are large."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,17 @@ class BoxesFound:
         return scorer.scores()
 
 
-def find_boxes(
-    engine: Engine,
-    source: BoxSource,
-    preprocess: PreprocessSpec,
-    *,
-    batch_size: int = BATCH,
-    workers: int = 2,
-) -> BoxesFound:
+def find_boxes(engine: Engine, source: BoxSource, showing: Showing) -> BoxesFound:
     """The objects that a detector finds, however low they score.
 
     Raises:
         DataError: no picture could be read.
     """
     found = {}
-    for outputs, pictures_B, sizes in shown(
-        engine, source, preprocess, batch_size=batch_size, workers=workers
-    ):
+    for outputs, pictures_B, sizes in shown(engine, source, showing):
         rows = zip(*outputs[:3], pictures_B.tolist(), sizes, strict=True)
         for boxes_N4, scores_N, labels_N, picture, size in rows:
-            boxes_N4, kept = place(size, preprocess).box_in_picture(boxes_N4), scores_N > 0
+            boxes_N4, kept = place(size, showing.preprocess).box_in_picture(boxes_N4), scores_N > 0
             found[picture] = boxes_N4[kept], scores_N[kept], labels_N[kept].astype(np.int64)
     if not found:
         raise DataError("no picture could be read, so there is nothing to score")
@@ -110,14 +98,7 @@ class MapsCounted:
         return scores_of(self.confusion_KK, images=self.images, refused=len(source) - self.images)
 
 
-def count_maps(
-    engine: Engine,
-    source: MapSource,
-    preprocess: PreprocessSpec,
-    *,
-    batch_size: int = BATCH,
-    workers: int = 2,
-) -> MapsCounted:
+def count_maps(engine: Engine, source: MapSource, showing: Showing) -> MapsCounted:
     """The classes that a segmenter gives to labelled pixels, at the pictures' own size.
 
     Raises:
@@ -126,13 +107,11 @@ def count_maps(
     classes, images = len(source.class_names), 0
     confusion_KK = np.zeros((classes, classes), np.int64)
     worst: tuple[tuple[float, int, NDArray[Any]], ...] = ()
-    for (maps_BHW, *_), pictures_B, sizes in shown(
-        engine, source, preprocess, batch_size=batch_size, workers=workers
-    ):
+    for (maps_BHW, *_), pictures_B, sizes in shown(engine, source, showing):
         for classes_HW, picture, size in zip(maps_BHW, pictures_B.tolist(), sizes, strict=True):
             labels_HW = _labels(source, picture, size)
             if labels_HW is not None:
-                predicted_HW = in_picture(classes_HW, place(size, preprocess), classes)
+                predicted_HW = in_picture(classes_HW, place(size, showing.preprocess), classes)
                 counts_KK = confusion(predicted_HW, labels_HW, classes)
                 confusion_KK += counts_KK
                 images += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,75 +26,57 @@ if TYPE_CHECKING:
     from vitesse.spec import PreprocessSpec
 
 
-def score(
-    engine: Engine,
-    source: Source,
-    preprocess: PreprocessSpec,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    mux_width: int = 1,
-) -> Scores:
-    """The figures of an engine on a labelled source, of the pictures that could be read.
+@dataclass(frozen=True, kw_only=True)
+class Showing:
+    """How pictures are shown to an engine.
 
-    Args:
+    Pictures that share a pass are drawn at random: side by side, pictures of one class would help each other,
+    as they do not in use. Otherwise they are shown in their order.
+
+    Attributes:
         batch_size: pictures a run.
         workers: threads that decode.
-        mux_width: pictures that share a pass, see `outcomes`.
+        mux_width: pictures that share a pass.
+        mates: every number leaves each picture in its slot and draws the others of its group anew.
+    """
+
+    preprocess: PreprocessSpec
+    batch_size: int = 64
+    workers: int = 2
+    mux_width: int = 1
+    mates: int = 0
+
+
+def score(engine: Engine, source: Source, showing: Showing) -> Scores:
+    """The figures of an engine on a labelled source, of the pictures that could be read.
 
     Raises:
-        DataError: no picture could be read, or a label lies outside the model's classes.
+        DataError: see `outcomes`.
     """
-    found = outcomes(engine, source, preprocess, batch_size=batch_size, workers=workers, mux_width=mux_width)
-    return found.scores(source)
+    return outcomes(engine, source, showing).scores(source)
 
 
-def score_in_groups(
-    engine: Engine, source: Source, preprocess: PreprocessSpec, *, batch_size: int = 64, mux_width: int
-) -> tuple[Scores, float | None]:
-    """As `score`; of a multiplexed model also the agreement, see `outcomes_in_groups`."""
-    found, agreement = outcomes_in_groups(
-        engine, source, preprocess, batch_size=batch_size, mux_width=mux_width
-    )
-    return found.scores(source), agreement
-
-
-def outcomes_in_groups(
-    engine: Engine, source: Source, preprocess: PreprocessSpec, *, batch_size: int = 64, mux_width: int
-) -> tuple[Outcomes, float | None]:
+def outcomes_in_groups(engine: Engine, source: Source, showing: Showing) -> tuple[Outcomes, float | None]:
     """As `outcomes`; of a multiplexed model also the share of pictures whose label stays beside others."""
-    shown = partial(outcomes, engine, source, preprocess, batch_size=batch_size, mux_width=mux_width)
-    first = shown()
-    return first, first.agreement(shown(mates=1)) if mux_width > 1 else None
+    first = outcomes(engine, source, showing)
+    if showing.mux_width == 1:
+        return first, None
+    return first, first.agreement(outcomes(engine, source, replace(showing, mates=showing.mates + 1)))
 
 
-def outcomes(
-    engine: Engine,
-    source: Source,
-    preprocess: PreprocessSpec,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    mux_width: int = 1,
-    mates: int = 0,
-) -> Outcomes:
+def outcomes(engine: Engine, source: Source, showing: Showing) -> Outcomes:
     """What an engine says of every picture of a labelled source.
 
-    Pictures that share a pass (`mux_width` above 1) are drawn at random: side by side, pictures of one class
-    would help each other, as they do not in use. Every number `mates` leaves each in its slot and draws the
-    others of its group anew. Otherwise pictures are shown in their order.
-
     Raises:
         DataError: no picture could be read, or a label lies outside the model's classes.
     """
-    order_N = np.arange(len(source)) if mux_width == 1 else _drawn(len(source), mux_width, mates)
+    number, width = len(source), showing.mux_width
+    order_N = np.arange(number) if width == 1 else _drawn(number, width, showing.mates)
     parts = []
-    for (logits_BK, *_), pictures_B, _sizes in shown(
-        engine, source, preprocess, order_N, batch_size=batch_size, workers=workers
-    ):
+    for (logits_BK, *_), pictures_B, _sizes in shown(engine, source, showing, order_N):
         labels_B = source.labels[pictures_B]
         check_label(labels_B.max(), logits_BK.shape[1])
-        parts.append(Outcomes.of(logits_BK, labels_B=labels_B, pictures_B=pictures_B, mux_width=mux_width))
+        parts.append(Outcomes.of(logits_BK, labels_B=labels_B, pictures_B=pictures_B, mux_width=width))
     if not parts:
         raise DataError("no picture could be read, so there is nothing to score")
     return Outcomes.joined(parts)
@@ -111,39 +93,28 @@ def _drawn(count: int, mux_width: int, mates: int) -> NDArray[np.int64]:
 
 
 def shown(
-    engine: Engine,
-    source: Pictures,
-    preprocess: PreprocessSpec,
-    order_N: NDArray[np.int64] | None = None,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
+    engine: Engine, source: Pictures, showing: Showing, order_N: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[np.int64], list[tuple[int, int]]]]:
     """What an engine gives for the readable pictures, batch by batch: its outputs, the pictures' indices, and
-    their own (height, width).
-
-    Args:
-        order_N: in which to show them; by default as they come.
-        batch_size: pictures a run.
-        workers: threads that decode.
-    """
+    their own (height, width). They are shown in the order of `order_N`, by default as they come."""
 
     def load(index: int) -> tuple[NDArray[np.float32], tuple[int, int]] | None:
         try:
-            return load_tensor_and_size(source.read(index), preprocess)
+            return load_tensor_and_size(source.read(index), showing.preprocess)
         except (ImageError, OSError):
             return None
 
     order_N = np.arange(len(source)) if order_N is None else order_N
-    with ThreadPoolExecutor(workers) as pool:
+    size = showing.batch_size
+    with ThreadPoolExecutor(showing.workers) as pool:
 
         def start(first: int) -> list[tuple[int, Future[tuple[NDArray[np.float32], tuple[int, int]] | None]]]:
-            indices = order_N[first : first + batch_size].tolist()
+            indices = order_N[first : first + size].tolist()
             return [(index, pool.submit(load, index)) for index in indices]
 
         decoding = start(0)
-        for first in track(range(0, len(source), batch_size), "evaluate", -(-len(source) // batch_size)):
-            decoded, decoding = decoding, start(first + batch_size)
+        for first in track(range(0, len(source), size), "evaluate", -(-len(source) // size)):
+            decoded, decoding = decoding, start(first + size)
             loaded = {index: future.result() for index, future in decoded}
             readable = {index: item for index, item in loaded.items() if item is not None}
             if readable:

@@ -13,6 +13,7 @@ from typing import Any
 import platformdirs
 
 from vitesse.errors import ArtefactError, ConfigError
+from vitesse.progress import say
 from vitesse.runtime.protobuf import MalformedError, OnnxFacts, read_onnx
 from vitesse.spec import MANIFEST_SCHEMA, Manifest
 
@@ -81,6 +82,17 @@ def read_artefact(path: str | Path) -> Artefact:
     _check_graph(path, facts, manifest)
     digest = hashlib.sha256(data).hexdigest()
     return Artefact(path, manifest, digest, facts.opset, facts.input_shape, data)
+
+
+def kept_artefact(path: Path) -> Artefact | None:
+    """An artefact of the cache folder; None where it has yet to be made, or to be made again."""
+    if not path.is_file():
+        return None
+    try:
+        return read_artefact(path)
+    except ArtefactError as error:
+        say(f"{error}; making it again")
+        return None
 
 
 def bundled_artefact() -> Path:

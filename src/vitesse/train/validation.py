@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vitesse.data.contract import Pictures
 from vitesse.data.subset import part_of, take
 from vitesse.errors import DataError, ImageError
+from vitesse.metrics import Showing
 from vitesse.models.engine import TorchEngine, deployed
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
@@ -47,12 +48,16 @@ def validate(
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
     engine = StoppableEngine(TorchEngine(deployed(weights), accelerator.device), signals)
-    width, workers = getattr(weights, "mux_width", 1), max(1, recipe.workers)
+    showing = Showing(
+        preprocess=preprocess,
+        workers=max(1, recipe.workers),
+        mux_width=getattr(weights, "mux_width", 1),
+    )
 
     def ask() -> Found | DataError:
         part = part_of(source, mine) if world > 1 else source
         try:
-            return task.find(engine, part, preprocess, workers, width).of_pictures(mine)
+            return task.find(engine, part, showing).of_pictures(mine)
         except DataError as error:  # a part without a readable picture matters only where all are so
             return error
 

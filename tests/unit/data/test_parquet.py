@@ -7,12 +7,10 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qs, unquote
 
 import fsspec
 import numpy as np
@@ -189,84 +187,18 @@ def test_split_folders_behind_a_url_count_and_two_data_sets_do_not_mix(memory: C
     assert len(open_source("memory://set/plain", "train")) == ROWS
 
 
-class HubOfData(ThreadingHTTPServer):
-    """A Hub on this machine with one data set, of `files` by path; `ranges` are what was asked of them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubAnswer)
-        self.files: dict[str, bytes] = {}
-        self.ranges: list[int] = []
-
-    def listed(self, path: str) -> list[dict[str, Any]]:
-        """What is right in a folder, or a file."""
-        below = {name for name in self.files if name == path or name.startswith(f"{path}/" if path else "")}
-        depth = path.count("/") + 1 if path else 0
-        found = {"/".join(name.split("/")[: depth + 1]) for name in below}
-        return [
-            {"type": "file", "path": name, "size": len(self.files[name]), "oid": "0" * 40}
-            if name in self.files
-            else {"type": "directory", "path": name, "oid": "0" * 40}
-            for name in sorted(found)
-        ]
-
-
-class HubAnswer(BaseHTTPRequestHandler):
-    server: HubOfData
-
-    def do_GET(self) -> None:
-        path, _, query = unquote(self.path).partition("?")
-        if path.startswith(resolve := "/datasets/owner/name/resolve/main/"):
-            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-            self.server.ranges.append(last + 1 - first)
-            self.say(self.server.files[path.removeprefix(resolve)][first : last + 1], 206)
-        elif path.startswith(tree := "/api/datasets/owner/name/tree/main"):
-            found = self.server.listed(path.removeprefix(tree).strip("/"))
-            if "recursive=true" in query.casefold():
-                found = [entry for name in self.server.files for entry in self.server.listed(name)]
-            self.say(json.dumps(found).encode())
-        elif path.removesuffix("/revision/main") == "/api/datasets/owner/name":
-            self.say(json.dumps({"id": "owner/name", "sha": "0" * 40}).encode())
-        else:
-            self.say(b"{}", 404)
-
-    def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        names = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
-        self.say(json.dumps([e for name in names for e in self.server.listed(name)]).encode())
-
-    def say(self, body: bytes, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def hub_of_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubOfData]:
-    server = HubOfData()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+def hub_of_data(hub: Any) -> Iterator[Any]:
+    """The hub, whose listings were not seen before and are not seen afterwards."""
     HfFileSystem.clear_instance_cache()
-    yield server
+    yield hub
     HfFileSystem.clear_instance_cache()
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
-def test_a_data_set_of_the_hub_streams(hub_of_data: HubOfData, tmp_path: Path) -> None:
+def test_a_data_set_of_the_hub_streams(hub_of_data: Any, tmp_path: Path) -> None:
     for shard, name in enumerate(("train-0", "train-1", "test-0")):
         content = write(tmp_path / "shard.parquet", shard).read_bytes()
-        hub_of_data.files[f"data/{name}.parquet"] = content
+        hub_of_data.add("datasets/owner/name", f"data/{name}.parquet", content)
     train = open_source("hf://datasets/owner/name", "train")
     assert everything(train) == [picture(shard, row) for shard in range(2) for row in range(ROWS)]
     streamed = ParquetSource(["hf://datasets/owner/name/data/test-0.parquet"], memory=1)

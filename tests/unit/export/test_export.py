@@ -15,10 +15,11 @@ from torch import nn
 
 import vitesse.export.artefact as exporting
 from vitesse import load
+from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError, DataError, ExportError
 from vitesse.export import export, fold
 from vitesse.export.onnx import to_onnx, write_artefact
-from vitesse.models import Backbone, build
+from vitesse.models import Backbone, build, load_checkpoint
 from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.runtime.imaging import preprocess
@@ -41,18 +42,23 @@ def checkpoint(tmp_path: Path, randomise: Randomise) -> Path:
 def test_the_artefact_carries_what_inference_needs_and_its_proof(
     checkpoint: Path, tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
-    data = paint_classes(tmp_path / "data", per_class=15)
+    """Of data without splits that the model was trained on, what was held out proves and scores it."""
+    data = paint_classes(tmp_path / "data", per_class=110, size=8)
+    seen, _ = hold_out(open_source(data), HELD_OUT_SHARE, 3)
+    provenance = {"data": seen.fingerprint, "recipe": {"seed": 3}}
+    model, metadata = load_checkpoint(checkpoint)
+    save_weights(checkpoint, model, {**metadata, "provenance": provenance})
     written = export(checkpoint, tmp_path / "m.onnx", data=data, trained_on="colours", licence="CC0-1.0")
     manifest = read_artefact(tmp_path / "m.onnx").manifest
     assert manifest.class_names == CLASSES
     assert manifest.preprocess == PreprocessSpec(image_size=(32, 48))
-    assert (manifest.trained_on, manifest.licence, manifest.provenance) == ("colours", "CC0-1.0", {"seed": 3})
+    assert (manifest.trained_on, manifest.licence, manifest.provenance) == ("colours", "CC0-1.0", provenance)
     assert set(available_engines()) == {"onnxruntime", "openvino"}
     assert manifest.parity is not None
     assert manifest.parity["images"] == 32
     assert max(manifest.parity[name] for name in available_engines()) <= 1e-4
     assert manifest.accuracy is not None
-    assert manifest.accuracy["images"] == 45
+    assert (manifest.accuracy["images"], manifest.accuracy["split"]) == (33, "held out of training")
     assert written.manifest == manifest
     onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
 

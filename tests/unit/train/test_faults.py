@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,31 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.fixture
+def attempt(data: Path, tmp_path: Path, run: Run) -> Run:
+    """A function that trains in `tmp_path / "run"`, with changes to the tiny recipe and a row every step."""
+    return partial(run, data, tmp_path / "run", log_every=1)
+
+
+@pytest.fixture
+def assert_as_whole(tmp_path: Path, weights: Weights, same: Same, whole: Path) -> Callable[[], None]:
+    """A function that compares the run in `tmp_path / "run"` with the undisturbed one, bit for bit."""
+
+    def compare() -> None:
+        assert same(weights(tmp_path / "run"), weights(whole))
+        assert losses(tmp_path / "run") == losses(whole)
+
+    return compare
+
+
 # --- steps that are not finite ---
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("fault", ["nan pixels", "infinite gradient", "nothing readable"])
 def test_a_bad_step_is_skipped_and_changes_nothing(
-    data: Path,
+    attempt: Run,
     tmp_path: Path,
-    run: Run,
     same: Same,
     monkeypatch: pytest.MonkeyPatch,
     around: Callable[..., None],
@@ -204,7 +221,7 @@ def test_a_bad_step_is_skipped_and_changes_nothing(
             lambda self, key: (None, key.picture) if lost and lost[-1] else get(self, key),
         )
         around(lambda _, number: lost.append(number == 3), after)
-    run(data, tmp_path / "run", epochs=1, precision=precision, log_every=1)
+    attempt(epochs=1, precision=precision)
     assert same(states[2], states[3])
     assert not same(states[3], states[4])
     assert all(value.isfinite().all() for value in states[5].values())
@@ -218,17 +235,13 @@ def test_a_bad_step_is_skipped_and_changes_nothing(
     assert why in report
 
 
-def test_half_precision_without_a_gpu_is_refused(data: Path, tmp_path: Path, run: Run) -> None:
+def test_half_precision_without_a_gpu_is_refused(attempt: Run) -> None:
     with pytest.raises(ConfigError, match="precision: fp16 needs a GPU; set precision=bf16 or fp32"):
-        run(data, tmp_path / "run", precision="fp16")
+        attempt(precision="fp16")
 
 
 def test_after_k_bad_steps_in_a_row_the_batch_is_dumped_with_its_names(
-    data: Path,
-    tmp_path: Path,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    nan_pixels: Callable[..., None],
+    attempt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nan_pixels: Callable[..., None]
 ) -> None:
     nan_pixels(0, 2, 3, 4)
     spoilt, seen = DeviceTransform.forward, []
@@ -239,7 +252,7 @@ def test_after_k_bad_steps_in_a_row_the_batch_is_dumped_with_its_names(
 
     monkeypatch.setattr(DeviceTransform, "forward", watched)
     with pytest.raises(TrainingError, match=r"^loss is nan.* at step 4, and 3 steps in a row") as caught:
-        run(data, tmp_path / "run", max_bad_steps=3, accumulate=2)
+        attempt(max_bad_steps=3, accumulate=2)
     path = tmp_path / "run" / "bad_batch_0.safetensors"
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -253,13 +266,13 @@ def test_after_k_bad_steps_in_a_row_the_batch_is_dumped_with_its_names(
 
 
 def test_bad_steps_in_a_row_are_counted_on_after_a_resume(
-    data: Path, tmp_path: Path, run: Run, nan_pixels: Callable[..., None]
+    attempt: Run, tmp_path: Path, nan_pixels: Callable[..., None]
 ) -> None:
     nan_pixels(1, 2, 3, after=sigterm_at(1))
     with pytest.raises(StoppedError):
-        run(data, tmp_path / "run", max_bad_steps=3)
+        attempt(max_bad_steps=3)
     with pytest.raises(TrainingError, match="at step 3, and 3 steps in a row were not finite"):
-        run(data, tmp_path / "run", max_bad_steps=3)
+        attempt(max_bad_steps=3)
     report = (tmp_path / "run" / "report.html").read_text()
     assert report.count("step 1 was skipped") == 1, "the note of the first session is still told"
 
@@ -283,7 +296,7 @@ def test_a_run_whose_pictures_have_gone_says_so(data: Path, tmp_path: Path, run:
 
 
 def test_a_part_without_pictures_leaves_no_trace_in_the_statistics(
-    data: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, around: Callable[..., None]
+    attempt: Run, monkeypatch: pytest.MonkeyPatch, around: Callable[..., None]
 ) -> None:
     tracked: list[int] = []
 
@@ -300,7 +313,7 @@ def test_a_part_without_pictures_leaves_no_trace_in_the_statistics(
 
     monkeypatch.setattr(AugmentedPictures, "__getitem__", unreadable)
     around(after=after)
-    result = run(data, tmp_path / "run", epochs=1, accumulate=2)
+    result = attempt(epochs=1, accumulate=2)
     assert tracked == [2, 3, 5, 7, 9, 11]
     assert len(result.refused) == 4
 
@@ -333,13 +346,9 @@ FULL = {
 
 @pytest.mark.parametrize("reason", FULL)
 def test_a_full_disk_is_told_once_and_the_last_good_checkpoint_stays(
-    data: Path,
+    attempt: Run,
+    assert_as_whole: Callable[[], None],
     tmp_path: Path,
-    run: Run,
-    weights: Weights,
-    same: Same,
-    whole: Path,
-    first_epoch: Path,
     around: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
     reason: str,
@@ -347,7 +356,7 @@ def test_a_full_disk_is_told_once_and_the_last_good_checkpoint_stays(
     with pytest.MonkeyPatch.context() as patch:
         around(lambda _, number: patch.setattr(*FULL[reason]) if number == 7 else None)
         with pytest.raises(TrainingError, match=r"could not be written; make room .* goes on") as caught:
-            run(data, tmp_path / "run", save_minutes=0.0, log_every=1)
+            attempt(save_minutes=0.0)
     assert "\n" not in str(caught.value)
     told = capsys.readouterr().err
     assert told.count("a checkpoint cannot be written") == 1
@@ -357,19 +366,12 @@ def test_a_full_disk_is_told_once_and_the_last_good_checkpoint_stays(
     with safe_open(tmp_path / "run" / "checkpoints" / "last" / "state.safetensors", "pt") as file:
         assert json.loads(file.metadata()["progress"])["step"] == 7
     around()
-    run(data, tmp_path / "run", log_every=1)
-    assert same(weights(tmp_path / "run"), weights(whole))
-    assert losses(tmp_path / "run") == losses(whole)
+    attempt()
+    assert_as_whole()
 
 
 def test_a_real_limit_on_files_is_survived(
-    data: Path,
-    tmp_path: Path,
-    run: Run,
-    weights: Weights,
-    same: Same,
-    whole: Path,
-    around: Callable[..., None],
+    attempt: Run, assert_as_whole: Callable[[], None], around: Callable[..., None]
 ) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     around(
@@ -377,36 +379,28 @@ def test_a_real_limit_on_files_is_survived(
     )
     try:
         with pytest.raises(TrainingError, match="the last checkpoint could not be written"):
-            run(data, tmp_path / "run")
+            attempt()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     around()
-    run(data, tmp_path / "run")
-    assert same(weights(tmp_path / "run"), weights(whole))
+    attempt()
+    assert_as_whole()
 
 
 def test_a_disk_that_was_full_for_a_while_costs_nothing(
-    data: Path,
-    tmp_path: Path,
-    run: Run,
-    weights: Weights,
-    same: Same,
-    whole: Path,
-    around: Callable[..., None],
+    attempt: Run, assert_as_whole: Callable[[], None], around: Callable[..., None]
 ) -> None:
     """The first evaluation cannot be saved as the best: the next one takes its place, however good it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*FULL["Input/output error"])
         patch.setattr("vitesse.train.loop.make_folder", lambda folder: folder.mkdir())
         around(lambda _, number: patch.undo() if number == 6 else None)
-        result = run(data, tmp_path / "run")
-    assert same(weights(tmp_path / "run"), weights(whole))
+        result = attempt()
+    assert_as_whole()
     assert result.best.exists()
 
 
-def test_a_stop_that_cannot_be_saved_is_an_error(
-    data: Path, tmp_path: Path, run: Run, around: Callable[..., None]
-) -> None:
+def test_a_stop_that_cannot_be_saved_is_an_error(attempt: Run, around: Callable[..., None]) -> None:
     with pytest.MonkeyPatch.context() as patch:
 
         def stop(_: Trainer, number: int) -> None:
@@ -416,7 +410,7 @@ def test_a_stop_that_cannot_be_saved_is_an_error(
 
         around(stop)
         with pytest.raises(TrainingError, match="the last checkpoint could not be written"):
-            run(data, tmp_path / "run")
+            attempt()
 
 
 @pytest.mark.parametrize("name", ["file", "file/run", "read only"])
@@ -483,11 +477,9 @@ def test_three_stops_within_an_epoch_change_no_bit(
 
 
 def test_a_stop_during_an_evaluation_evaluates_that_epoch_again(
-    data: Path,
+    attempt: Run,
+    assert_as_whole: Callable[[], None],
     tmp_path: Path,
-    run: Run,
-    weights: Weights,
-    same: Same,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -500,11 +492,10 @@ def test_a_stop_during_an_evaluation_evaluates_that_epoch_again(
 
     monkeypatch.setattr(StoppableEngine, "run", stopped)
     with pytest.raises(StoppedError, match="SIGTERM at step 6"):
-        run(data, tmp_path / "run", log_every=1)
+        attempt()
     assert rows(tmp_path / "run", "epoch") == []
-    run(data, tmp_path / "run", log_every=1)
-    assert same(weights(tmp_path / "run"), weights(whole))
-    assert losses(tmp_path / "run") == losses(whole)
+    attempt()
+    assert_as_whole()
     found = [[row | {"seconds": 0} for row in rows(out, "epoch")] for out in (tmp_path / "run", whole)]
     assert found[0] == found[1]
 
@@ -550,12 +541,8 @@ def test_cached_logits_of_another_teacher_or_a_damaged_file_are_asked_again(
 
 
 def test_a_killed_reader_is_told_and_the_run_goes_on_exactly(
-    data: Path,
-    tmp_path: Path,
-    run: Run,
-    weights: Weights,
-    same: Same,
-    whole: Path,
+    attempt: Run,
+    assert_as_whole: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     around: Callable[..., None],
 ) -> None:
@@ -570,13 +557,12 @@ def test_a_killed_reader_is_told_and_the_run_goes_on_exactly(
 
     around(kill)
     with pytest.raises(TrainingError, match=r"killed at step \d.*with a lower workers=") as caught:
-        run(data, tmp_path / "run", workers=2, log_every=1)
+        attempt(workers=2)
     assert not multiprocessing.active_children()
     assert "\n" not in str(caught.value)
     around()
-    run(data, tmp_path / "run", workers=0, log_every=1)
-    assert same(weights(tmp_path / "run"), weights(whole))
-    assert losses(tmp_path / "run") == losses(whole)
+    attempt(workers=0)
+    assert_as_whole()
 
 
 @pytest.mark.parametrize(
@@ -795,12 +781,12 @@ def test_an_epoch_recorded_but_not_saved_is_recorded_once(
 
 
 def test_the_recipe_of_a_run_makes_the_same_run(
-    data: Path, tmp_path: Path, weights: Weights, same: Same, tiny: dict[str, Any], whole: Path
+    data: Path, assert_as_whole: Callable[[], None], tmp_path: Path, tiny: dict[str, Any], whole: Path
 ) -> None:
     file = whole / "recipe.yaml"
     assert load_recipe(file) == load_recipe("finetune", {**tiny, "log_every": 1})
     loop.train(data, model="timm:test_efficientnet", out=tmp_path / "run", recipe=file)
-    assert same(weights(tmp_path / "run"), weights(whole))
+    assert_as_whole()
 
 
 def test_every_checkpoint_says_where_it_came_from(data: Path, whole: Path, tiny: dict[str, Any]) -> None:
@@ -826,8 +812,8 @@ def right(artefact: Path, source: Source) -> float:
     return float(np.mean([label == Path(name).parent.name for label, name in zip(found, names, strict=True)]))
 
 
-def test_a_finished_run_is_shipped_with_its_own_accuracy(data: Path, tmp_path: Path, run: Run) -> None:
-    result = run(data, tmp_path / "run", epochs=1)
+def test_a_finished_run_is_shipped_with_its_own_accuracy(attempt: Run, tmp_path: Path) -> None:
+    result = attempt(epochs=1)
     manifest = ship(result, tmp_path / "run").manifest
     path = tmp_path / "run" / "model.onnx"
     assert manifest == read_artefact(path).manifest
@@ -846,9 +832,9 @@ def test_a_finished_run_is_shipped_with_its_own_accuracy(data: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_run_is_shipped_as_int8(data: Path, tmp_path: Path, run: Run) -> None:
+def test_a_run_is_shipped_as_int8(attempt: Run, tmp_path: Path) -> None:
     plain = {"mixup": 0.0, "cutmix": 0.0, "drop_path_rate": 0.0, "rand_augment": "", "ema": 0.0}
-    result = run(data, tmp_path / "run", model="efficientvit_m0", epochs=8, image_size=64, **plain)
+    result = attempt(model="efficientvit_m0", epochs=8, image_size=64, **plain)
     manifest = ship(result, tmp_path / "run", "int8").manifest
     assert manifest.precision == "int8"
     assert manifest.calibration is not None

@@ -21,7 +21,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
 from vitesse.data.sources import Source, open_source
 from vitesse.data.transforms import Augment, DeviceTransform, mix_batches
-from vitesse.metrics import Outcomes, Scores, outcomes
+from vitesse.metrics import Outcomes, Scores, Showing, outcomes
 from vitesse.spec import PreprocessSpec
 from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.objective import Objective
@@ -86,10 +86,8 @@ class Classify:
         mux_width = getattr(accelerator.unwrap_model(model), "mux_width", 1)
         return LabelLoss(facts.recipe, facts.preprocess, objective, targets, accelerator.device, mux_width)
 
-    def find(
-        self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
-    ) -> Outcomes:
-        return outcomes(engine, cast(Source, source), preprocess, workers=workers, mux_width=mux_width)
+    def find(self, engine: Engine, source: Pictures, showing: Showing) -> Outcomes:
+        return outcomes(engine, cast(Source, source), showing)
 
     def explained(self, found: Outcomes, source: Pictures) -> dict[str, Any]:
         predictions = Predictions(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
-from vitesse.spec import PreprocessSpec
+from vitesse.metrics import Showing
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import Measure
 
@@ -133,9 +133,7 @@ class Task(Protocol):
             check: called where this takes long; may raise.
         """
 
-    def find(
-        self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
-    ) -> Found:
+    def find(self, engine: Engine, source: Pictures, showing: Showing) -> Found:
         """What an engine makes of the pictures of a source.
 
         Raises:

@@ -18,6 +18,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.dense import BoxSource
 from vitesse.data.joint import AugmentBoxes, BoxTarget
 from vitesse.data.loader import Batch
+from vitesse.metrics import Showing
 from vitesse.metrics.dense import BoxesFound, find_boxes
 from vitesse.metrics.detection import BoxScores
 from vitesse.spec import PreprocessSpec
@@ -83,10 +84,8 @@ class Detect:
     ) -> BoxLoss:
         return BoxLoss(facts.recipe, facts.preprocess, model, accelerator.device)
 
-    def find(
-        self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
-    ) -> BoxesFound:
-        return find_boxes(engine, cast(BoxSource, source), preprocess, workers=workers)
+    def find(self, engine: Engine, source: Pictures, showing: Showing) -> BoxesFound:
+        return find_boxes(engine, cast(BoxSource, source), showing)
 
     def explained(self, found: BoxesFound, source: Pictures) -> dict[str, Any]:
         boxes = cast(BoxSource, source)

@@ -20,6 +20,7 @@ from vitesse.data.dense import IGNORE, MapSource
 from vitesse.data.joint import AugmentMaps
 from vitesse.data.loader import Batch
 from vitesse.errors import ImageError
+from vitesse.metrics import Showing
 from vitesse.metrics.dense import MapsCounted, count_maps
 from vitesse.metrics.segmentation import MapScores
 from vitesse.spec import PreprocessSpec
@@ -90,10 +91,8 @@ class Segment:
     ) -> PixelLoss:
         return PixelLoss(facts.recipe, facts.preprocess, model, accelerator.device)
 
-    def find(
-        self, engine: Engine, source: Pictures, preprocess: PreprocessSpec, workers: int, mux_width: int
-    ) -> MapsCounted:
-        return count_maps(engine, cast(MapSource, source), preprocess, workers=workers)
+    def find(self, engine: Engine, source: Pictures, showing: Showing) -> MapsCounted:
+        return count_maps(engine, cast(MapSource, source), showing)
 
     def explained(self, found: MapsCounted, source: Pictures) -> dict[str, Any]:
         maps = cast(MapSource, source)
