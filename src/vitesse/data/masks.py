@@ -69,14 +69,12 @@ def segment_size(segment: Segment) -> tuple[int, int] | None:
 
 
 def _runs(segment: Rle, size: tuple[int, int]) -> Rle | None:
-    """Run lengths as they are, or compressed; the codec raises where they are not those of the size."""
+    """Run lengths, compressed; decoding raises where they are not those of the size."""
     if segment_size(segment) != size:
         return None
-    if isinstance(segment["counts"], list):
-        mask: Rle = _codec().frPyObjects(segment, *size)
-        return mask
-    _codec().decode(segment)
-    return segment
+    mask: Rle = _codec().frPyObjects(segment, *size) if isinstance(segment["counts"], list) else segment
+    _codec().decode(mask)
+    return mask
 
 
 def _filled(polygons: Segment, size: tuple[int, int]) -> Rle | None:
