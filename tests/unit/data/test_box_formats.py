@@ -203,7 +203,14 @@ def test_boxes_and_polygons_may_be_mixed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["cat 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0.5 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1 0.1 0.9", "0 nan 0 1 1", "0"],
+    [
+        "cat 0.5 0.5 0.1 0.1",
+        "0 0.5 0.5 0.1",
+        "0.5 0.5 0.5 0.1 0.1",
+        "0 0.5 0.5 0.1 0.1 0.9",
+        "0 nan 0 1 1",
+        "0",
+    ],
 )
 def test_a_line_that_is_no_object_is_noted_with_its_number(tmp_path: Path, line: str) -> None:
     source = open_boxes(yolo(tmp_path, f"0 0.5 0.5 0.1 0.1\n{line}\n"))
@@ -323,7 +330,9 @@ def test_difficult_objects_are_not_asked_for(tmp_path: Path) -> None:
     assert source.boxes(0).crowd_N.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>", "<width>nan</width><height>x</height>"])
+@pytest.mark.parametrize(
+    "size", ["", "<width>0</width><height>0</height>", "<width>nan</width><height>x</height>"]
+)
 def test_voc_s_size_may_be_missing(tmp_path: Path, size: str) -> None:
     assert open_boxes(voc(tmp_path, thing(), size=size)).boxes(0).size == (HEIGHT, WIDTH)
 

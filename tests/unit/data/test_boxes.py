@@ -39,9 +39,7 @@ def box(left: float, top: float, right: float, bottom: float, label: int = 0, **
         ((-9, -9, 999, 999), (0, 0, 64, 48)),
     ],
 )
-def test_what_reaches_outside_is_clipped(
-    corners: tuple[float, ...], clipped: tuple[float, ...]
-) -> None:
+def test_what_reaches_outside_is_clipped(corners: tuple[float, ...], clipped: tuple[float, ...]) -> None:
     source = source_of(box(*corners), box(1, 1, 5, 5))
     assert source.boxes(0).boxes_N4.tolist() == [list(clipped), [1, 1, 5, 5]]
     assert source.faults(0) == (Fault.OUTSIDE,)
