@@ -69,12 +69,13 @@ def segment_size(segment: Segment) -> tuple[int, int] | None:
 
 
 def _runs(segment: Rle, size: tuple[int, int]) -> Rle | None:
-    """Run lengths, compressed; decoding raises where they are not those of the size."""
+    """Run lengths, compressed."""
     if segment_size(segment) != size:
         return None
-    mask: Rle = _codec().frPyObjects(segment, *size) if isinstance(segment["counts"], list) else segment
-    _codec().decode(mask)
-    return mask
+    if isinstance(counts := segment["counts"], list):
+        return _codec().frPyObjects(segment, *size) if sum(counts) == math.prod(size) else None
+    _codec().decode(segment)  # raises where the lengths are not those of the size
+    return segment
 
 
 def _filled(polygons: Segment, size: tuple[int, int]) -> Rle | None:

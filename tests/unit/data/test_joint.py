@@ -77,7 +77,7 @@ def coloured(x_CHW: torch.Tensor) -> np.ndarray:
     masks=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_boxes_and_masks_stay_on_their_objects(
     height: int, width: int, size: tuple[int, int], crop: Any, hflip: float, masks: bool, seed: int
 ) -> None:
@@ -103,10 +103,10 @@ def test_boxes_and_masks_stay_on_their_objects(
             mask_HW = target.masks_NHW[at].numpy().astype(bool)
             assert (mask_HW ^ shown[label]).sum() <= 2 * (right - left + bottom - top) + 8
     missing = set(range(3)) - set(target.labels_N.tolist())
-    for label in missing:  # hardly any of what is left out is to be seen
+    for label in missing:  # what is left out is hardly to be seen, or thinner than a pixel
         area = (boxes.boxes_N4[label, 2:] - boxes.boxes_N4[label, :2]).prod()
         zoom = max(1.0, 2 * max(size[0] / height, size[1] / width)) ** 2
-        assert shown[label].sum() <= max(0.2 * area * zoom, 4 * sum(size) / 10)
+        assert shown[label].sum() <= max(0.2 * area * zoom, 2 * max(size))
 
 
 @pytest.mark.parametrize(("size", "resized"), [((60, 40), (30, 40)), ((30, 90), (30, 40))])
