@@ -53,7 +53,7 @@ def split_word(path: Path) -> str:
 
 
 def read_coco(path: Path, *, masks: bool = True) -> BoxFiles:
-    """The pictures and objects of one file; class indices follow the categories' ids.
+    """The pictures and objects of one file; pictures and class indices follow the ids.
 
     Raises:
         DataError: it is no COCO json of boxes, or none of its pictures is found.
@@ -96,7 +96,11 @@ def _parts(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list
     _check_ids(path, "categories", categories, "name")
     if any("segments_info" in annotation for annotation in annotations[:1]):
         raise DataError(f"{path}: expected boxes (instances), this is a panoptic file")
-    return images, annotations, sorted(categories, key=lambda category: int(category["id"]))
+    return sorted(images, key=_number), annotations, sorted(categories, key=_number)
+
+
+def _number(entry: dict[str, Any]) -> int:
+    return int(entry["id"])
 
 
 def _check_ids(path: Path, part: str, entries: Sequence[dict[str, Any]], text: str) -> None:

@@ -171,12 +171,10 @@ class AugmentBoxes:
         return Placement(window, _resized(window[2:], fit, self.size), (0, 0), self.size, mirrored)
 
     def _target(self, boxes: Boxes, boxes_N4: tv_tensors.BoundingBoxes, placement: Placement) -> BoxTarget:
-        top, left, height, width = placement.window
-        low, high = torch.tensor([left, top] * 2), torch.tensor([left + width, top + height] * 2)
-        seen_N4 = boxes_N4.as_subclass(Tensor).clamp(low, high)
-        visible_N = _areas(seen_N4) / _areas(boxes_N4.as_subclass(Tensor))
+        seen_N4 = _clamped(boxes_N4, placement.window)
+        visible_N = _areas(seen_N4) / _areas(boxes_N4)
         moved_N4 = placement.laid(placement.seen(tv_tensors.wrap(seen_N4, like=boxes_N4)))
-        moved_N4 = moved_N4.as_subclass(Tensor)
+        moved_N4 = _clamped(moved_N4, (0, 0, *placement.canvas))  # by rounding they may lie outside
         sides_N2 = moved_N4[:, 2:] - moved_N4[:, :2]
         kept = ((visible_N >= self.min_visible) & (sides_N2 >= LEAST_SIDE).all(dim=1)).nonzero()[:, 0]
         if len(kept) > self.max_objects:
@@ -302,8 +300,16 @@ def _boxes(boxes_N4: NDArray[np.float32], size: Size) -> tv_tensors.BoundingBoxe
     return tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size, clamping_mode=None)
 
 
+def _clamped(boxes_N4: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    """What of each box lies in a window (top, left, height, width)."""
+    top, left, height, width = window
+    low, high = torch.tensor([left, top] * 2), torch.tensor([left + width, top + height] * 2)
+    return boxes_N4.as_subclass(Tensor).clamp(low, high)
+
+
 def _areas(boxes_N4: Tensor) -> Tensor:
-    return (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(dim=1)
+    corners_N4 = boxes_N4.as_subclass(Tensor)
+    return (corners_N4[:, 2:] - corners_N4[:, :2]).prod(dim=1)
 
 
 def _color_jitter(strength: float) -> Any:

@@ -53,9 +53,13 @@ class Legend:
 
     def __post_init__(self) -> None:
         if len(self.class_names) > MAX_MAP_CLASSES:
-            raise DataError(f"expected at most {MAX_MAP_CLASSES} classes, got {len(self.class_names)}")
-        if len(set(self.values)) < len(self.class_names) or len(self.values) > len(self.class_names):
-            raise DataError(f"expected a value of its own for each of {len(self.class_names)} classes")
+            raise DataError(
+                f"label maps: expected at most {MAX_MAP_CLASSES} classes, got {len(self.class_names)}"
+            )
+        if len(set(self.values)) != len(self.class_names):
+            raise DataError(
+                f"label maps: expected a value of its own for each of {len(self.class_names)} classes"
+            )
 
     @classmethod
     def named(cls, name: str) -> Legend:
@@ -126,9 +130,11 @@ def pair_up(
     """
     maps = {picture: map_of(picture) for picture in pictures}
     there = {picture: file for picture, file in maps.items() if file.is_file()}
+    if not maps:
+        raise DataError(f"{where}: expected pictures (.jpg, .png, .webp), found none")
     if not there:
-        found = f"{len(maps)} pictures, none with its label map, such as {next(iter(maps.values()))}"
-        raise DataError(f"{where}: expected pictures and label maps, found {found if maps else 'no picture'}")
+        first = next(iter(maps.values()))
+        raise DataError(f"{where}: none of its {len(maps)} pictures has its label map, such as {first}")
     notes = [Note(Fault.NO_MAP, str(picture)) for picture in maps if picture not in there]
     return MapFiles(list(there), list(there.values()), legend, notes)
 

@@ -69,13 +69,12 @@ def segment_size(segment: Segment) -> tuple[int, int] | None:
 
 
 def _runs(segment: Rle, size: tuple[int, int]) -> Rle | None:
-    """Run lengths as they are, or compressed; the codec raises where they are not those of the size."""
+    """Run lengths, compressed."""
     if segment_size(segment) != size:
         return None
-    if isinstance(segment["counts"], list):
-        mask: Rle = _codec().frPyObjects(segment, *size)
-        return mask
-    _codec().decode(segment)
+    if isinstance(counts := segment["counts"], list):
+        return _codec().frPyObjects(segment, *size) if sum(counts) == math.prod(size) else None
+    _codec().decode(segment)  # raises where the lengths are not those of the size
     return segment
 
 

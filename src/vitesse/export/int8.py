@@ -182,7 +182,7 @@ def _compare(fp32: Artefact, int8: Artefact, data: Source, showing: Showing, fp3
     for name in available_engines():
         engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
         found, agreement = outcomes_in_groups(engines["int8"], data, showing)
-        parts.append((found.scores(len(data)), agreement))
+        parts.append((found.scores(data), agreement))
         seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
         rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
     worst, agreement = min(parts, key=lambda part: part[0].top1)

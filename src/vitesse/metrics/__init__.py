@@ -1,11 +1,17 @@
 """What a model says of labelled pictures, scored: torch models and artefacts by the same code."""
 
 from vitesse.metrics.classes import with_classes
+from vitesse.metrics.detection import BoxScorer, BoxScores
 from vitesse.metrics.label_sets import read_label_sets, score_label_sets
 from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups, score
 from vitesse.metrics.scores import Outcomes, Scores, calibration_error, label_ranks
+from vitesse.metrics.segmentation import MapScorer, MapScores
 
 __all__ = [
+    "BoxScorer",
+    "BoxScores",
+    "MapScorer",
+    "MapScores",
     "Outcomes",
     "Scores",
     "Showing",
