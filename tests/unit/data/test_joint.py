@@ -15,8 +15,8 @@ from PIL import Image
 
 from vitesse.data.boxes import BoxFiles, Drawn
 from vitesse.data.dense import IGNORE, Boxes
-from vitesse.data.dense_loader import AugmentedAnnotations, DenseBatch, dense_batches
 from vitesse.data.joint import AugmentBoxes, AugmentMaps, BoxTarget
+from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.maps import Legend, MapFiles
 from vitesse.data.masks import decode_masks, encode_masks
 from vitesse.data.sampler import Key, Share, ShuffledKeys
@@ -296,13 +296,13 @@ def painted_files(tmp_path: Path) -> list[tuple[Path, Boxes]]:
     return made
 
 
-def annotated(files: list[tuple[Path, Boxes]]) -> AugmentedAnnotations:
+def annotated(files: list[tuple[Path, Boxes]]) -> AugmentedPictures:
     drawn = [
         [Drawn(corners=tuple(corners), label=n) for n, corners in enumerate(boxes.boxes_N4.tolist())]
         for _, boxes in files
     ]
     source = BoxFiles([file for file, _ in files], drawn, ["red", "green", "blue"])
-    return AugmentedAnnotations(source, AugmentBoxes((32, 32), crop="overlap", color_jitter=0.3), seed=7)
+    return AugmentedPictures(source, AugmentBoxes((32, 32), crop="overlap", color_jitter=0.3), seed=7)
 
 
 def test_augmentation_depends_on_the_key_alone(painted_files: list[tuple[Path, Boxes]]) -> None:
@@ -318,9 +318,9 @@ def test_augmentation_depends_on_the_key_alone(painted_files: list[tuple[Path, B
 
 
 def test_workers_give_what_one_process_gives(painted_files: list[tuple[Path, Boxes]]) -> None:
-    def batches(workers: int) -> list[DenseBatch]:
+    def batches(workers: int) -> list[Batch]:
         pictures = annotated(painted_files)
-        loader = dense_batches(pictures, ShuffledKeys(6, 3, 0, Share()), workers)
+        loader = training_batches(pictures, ShuffledKeys(6, 3, 0, Share()), workers)
         found = list(loader)
         loader.close()
         return found
@@ -328,7 +328,7 @@ def test_workers_give_what_one_process_gives(painted_files: list[tuple[Path, Box
     for one, other in zip(batches(0), batches(1), strict=True):
         assert torch.equal(one.images_BCHW, other.images_BCHW)
         assert one.images_BCHW.shape == (3, 3, 32, 32)
-        for mine, theirs in zip(one.targets, other.targets, strict=True):
+        for mine, theirs in zip(one.annotations, other.annotations, strict=True):
             assert isinstance(mine, BoxTarget)
             assert torch.equal(mine.boxes_N4, theirs.boxes_N4)
 
@@ -338,17 +338,17 @@ def test_unreadable_pictures_are_left_out_and_named(painted_files: list[tuple[Pa
     painted_files[4][0].unlink()
     pictures = annotated(painted_files)
     pictures.source._sizes = {index: (5, 5) if index == 2 else None for index in range(6)}  # type: ignore[attr-defined]
-    (batch,) = dense_batches(pictures, ShuffledKeys(6, 6, 0, Share()), 0)
+    (batch,) = training_batches(pictures, ShuffledKeys(6, 6, 0, Share()), 0)
     assert sorted(batch.refused) == [1, 2, 4]
     assert sorted(batch.indices_B.tolist()) == [0, 3, 5]
-    assert len(batch.images_BCHW) == len(batch.targets) == 3
+    assert len(batch.images_BCHW) == len(batch.annotations) == 3
 
 
 def test_a_batch_of_nothing_is_empty(painted_files: list[tuple[Path, Boxes]]) -> None:
     for file, _ in painted_files:
         file.unlink()
-    (batch,) = dense_batches(annotated(painted_files), ShuffledKeys(6, 6, 0, Share()), 0)
-    assert (len(batch.refused), len(batch.targets), len(batch.indices_B)) == (6, 0, 0)
+    (batch,) = training_batches(annotated(painted_files), ShuffledKeys(6, 6, 0, Share()), 0)
+    assert (len(batch.refused), len(batch.annotations), len(batch.indices_B)) == (6, 0, 0)
 
 
 def test_label_maps_come_as_one_tensor(painted_files: list[tuple[Path, Boxes]]) -> None:
@@ -358,11 +358,11 @@ def test_label_maps_come_as_one_tensor(painted_files: list[tuple[Path, Boxes]]) 
         Image.fromarray(np.ones((40 + len(maps), 60), np.uint8)).save(file.with_suffix(".map.png"))
         maps.append(file.with_suffix(".map.png"))
     source = MapFiles(files, maps, Legend(class_names=("a", "b"), values=(0, 1)))
-    pictures = AugmentedAnnotations(source, AugmentMaps((24, 32)), seed=0)
-    (batch,) = dense_batches(pictures, ShuffledKeys(6, 6, 0, Share()), 0)
-    assert isinstance(batch.targets, torch.Tensor)
-    assert (batch.targets.shape, batch.targets.dtype) == ((6, 24, 32), torch.uint8)
-    assert set(batch.targets.unique().tolist()) <= {1, IGNORE}
+    pictures = AugmentedPictures(source, AugmentMaps((24, 32)), seed=0)
+    (batch,) = training_batches(pictures, ShuffledKeys(6, 6, 0, Share()), 0)
+    assert isinstance(batch.annotations, torch.Tensor)
+    assert (batch.annotations.shape, batch.annotations.dtype) == ((6, 24, 32), torch.uint8)
+    assert set(batch.annotations.unique().tolist()) <= {1, IGNORE}
 
 
 def test_targets_move_together() -> None:
