@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitesse.models.backbone import VisionModel
 from vitesse.runtime.engines import checked_outputs
 
 
@@ -16,11 +19,14 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.model = model.to(device).eval()
+        deployed = model.deployed() if isinstance(model, VisionModel) else model
+        self.model = deployed.to(device).eval()
         self.device = device
 
     @torch.inference_mode()
-    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Logits (B, num_classes) float32, see `Engine.run`."""
-        logits_BK = self.model(torch.from_numpy(batch_BCHW).to(self.device))
-        return checked_outputs([logits_BK.float().cpu().numpy()], len(batch_BCHW), self.name)
+    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """The outputs of the model's task, numbers with a fraction as float32, see `Engine.run`."""
+        outputs = self.model(torch.from_numpy(batch_BCHW).to(self.device))
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        arrays = [(t.float() if t.is_floating_point() else t).cpu().numpy() for t in tensors]
+        return checked_outputs(arrays, len(batch_BCHW), self.name)
