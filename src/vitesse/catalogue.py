@@ -86,6 +86,11 @@ class ModelFacts:
     miou: float | None = None
     pickle: str = ""
 
+    @property
+    def accuracy(self) -> float | None:
+        """The published accuracy of the model's task: top-1 or mean IoU, a fraction."""
+        return self.miou if self.task == "segment" else self.top1
+
 
 @cache
 def models() -> tuple[ModelFacts, ...]:
