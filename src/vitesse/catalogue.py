@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from vitesse.errors import UnknownModelError, WeightsError, did_you_mean
-from vitesse.spec import as_size, from_mapping
+from vitesse.spec import Task, as_size, from_mapping
 
 ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX = ".onnx", ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -56,13 +56,19 @@ class ModelFacts:
     Attributes:
         name: registry name.
         family: the paper's model family; it decides which foreign key names are understood.
-        params: parameters with a head of 1000 classes, BatchNorm not folded.
+        task: `classify`, `detect` or `segment`.
+        params: parameters with a head of `num_classes`, BatchNorm not folded.
         macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`; of a
             multiplexed model for one of a whole group.
         image_size: (height, width) in pixels of the published figures.
-        top1, top5: ImageNet-1k validation accuracy as published, fractions; None where nobody published it.
-        source: where it was published, empty without accuracy.
+        num_classes: classes of the published figures.
+        dataset: whose validation split the published accuracy was measured on.
+        top1, top5: of classifiers; fractions, None where nobody published them.
+        miou: of segmentation models: mean over classes of intersection over union, a fraction.
+        source: where the accuracy was published, empty without.
         weights: published weights, the default first; none for some architectures.
+        pickle: published weights in a file that `vitesse convert` alone reads, as OWNER/REPO/FILE on the
+            Hugging Face Hub; empty for none.
     """
 
     name: str
@@ -70,10 +76,20 @@ class ModelFacts:
     params: int
     macs: int
     image_size: tuple[int, int]
-    top1: float | None
-    top5: float | None
     source: str
     weights: tuple[WeightFacts, ...]
+    task: Task = "classify"
+    num_classes: int = 1000
+    dataset: str = "ImageNet-1k"
+    top1: float | None = None
+    top5: float | None = None
+    miou: float | None = None
+    pickle: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        """The published accuracy of the model's task: top-1 or mean IoU, a fraction."""
+        return self.miou if self.task == "segment" else self.top1
 
 
 @cache
@@ -95,6 +111,10 @@ def _read(row: dict[str, Any], family: dict[str, Any]) -> ModelFacts:
         for entry in row["weights"]
     )
     own = {"family": family["family"], "source": family["source"], **row}
+    if "task" in family:
+        own["task"] = family["task"]
+    if "pickles" in family:
+        own["pickle"] = f"{family['pickles']}/{row['name']}.pt"
     return from_mapping(ModelFacts, own | {"weights": weights, "image_size": as_size(row["image_size"])})
 
 
@@ -106,6 +126,7 @@ def select(
     max_macs: float = math.inf,
     min_top1: float = 0.0,
     pretrained: bool = False,
+    task: Task | None = None,
 ) -> tuple[ModelFacts, ...]:
     """The architectures that meet every condition, in the catalogue's order.
 
@@ -114,7 +135,8 @@ def select(
         family: as in `ModelFacts.family`.
         max_params, max_macs: numbers, not millions.
         min_top1: a fraction; above 0, architectures without a published accuracy are left out.
-        pretrained: only those with published weights.
+        pretrained: only those with published weights that are fetched by name.
+        task: as in `ModelFacts.task`.
 
     Raises:
         UnknownModelError: no model is of this family; the message lists the nearest.
@@ -127,6 +149,7 @@ def select(
         for model in models()
         if fnmatchcase(model.name, pattern)
         and family in (None, model.family)
+        and task in (None, model.task)
         and model.params <= max_params
         and model.macs <= max_macs
         and (model.top1 or 0) >= min_top1
@@ -156,12 +179,20 @@ def resolve(name: str) -> tuple[ModelFacts, WeightFacts]:
     arch, dot, tag = name.partition(".")
     model = facts(arch)
     if not model.weights:
-        raise WeightsError(
-            f"{arch}: no weights of it were published; train it, or take a model that has some"
-        )
+        raise WeightsError(f"{arch}: {_why_no_weights(model)}")
     if not dot:
         return model, model.weights[0]
     known = {weights.tag: weights for weights in model.weights}
     if tag not in known:
         raise UnknownModelError(f"{arch} has no weights tagged {tag!r}; {did_you_mean(tag, known)}")
     return model, known[tag]
+
+
+def _why_no_weights(model: ModelFacts) -> str:
+    if not model.pickle:
+        return "no weights of it were published; train it, or take a model that has some"
+    repository, _, file = model.pickle.rpartition("/")
+    return (
+        f"its weights were published as a pickle file: fetch {file} from huggingface.co/{repository} and run "
+        f"`vitesse convert {file} --model {model.name} --out {model.name}.safetensors`"
+    )

@@ -165,7 +165,8 @@ class Manifest:
         licence: SPDX identifier or a short sentence.
         accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`; of a
             multiplexed model also `slots` and `agreement`, see `vitesse.metrics`.
-        parity: largest |difference| of logits against the torch model, by engine, with `images` compared; for
+        parity: largest |difference| of logits against the torch model, by engine, with `images` compared; of
+            segmentation also `equal_pixels`, the share of pixels with torch's class on the worst engine; for
             int8 that of the float32 graph it was made from.
         calibration: how an int8 file was calibrated.
         provenance: recipe, command, seed, commit, hardware, time of the training run.

@@ -27,7 +27,7 @@ FLAGS = {
     "--split --trained-on",
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
     "--threads",
-    "models": "--family --json --max-macs --max-params --min-top1 --pretrained --weights",
+    "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",
     "doctor": "--json",
@@ -64,8 +64,9 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 82
+    assert len(rows) == 93
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
+    wanted |= {"task", "num_classes", "dataset", "miou", "pickle"}
     assert all(wanted <= row.keys() for row in rows.values())
     assert (rows["efficientvit_m5"]["params"], rows["efficientvit_m5"]["top1"]) == (12_473_772, 0.771)
     assert rows["efficientvit_l0"]["top1"] is None
@@ -76,6 +77,18 @@ def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert "published" not in capsys.readouterr().out
     assert run(["models", "nothing*"]) == 1
     assert "leave one out" in capsys.readouterr().err
+
+
+def test_models_are_listed_by_task(capsys: Capture) -> None:
+    assert run(["models", "*_b1*", "--max-params", "9.2"]) == 0
+    classifiers, segmenters = capsys.readouterr().out.split("\n\n")
+    assert "top-1 %" in classifiers
+    assert "mIoU: Cityscapes and ADE20K validation" in segmenters
+    assert run(["models", "*_b1_*", "--task", "segment"]) == 0
+    header, cityscapes, ade20k, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["mIoU", "%"]
+    assert cityscapes.split()[-4:] == ["4.8", "25095", "1024x2048", "80.5"]
+    assert ade20k.split()[-4:] == ["4.8", "3089", "512x512", "42.8"]
 
 
 def test_models_are_filtered_in_millions_and_per_cent(capsys: Capture) -> None:

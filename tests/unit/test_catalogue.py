@@ -36,13 +36,16 @@ EVERY_MODEL = pytest.mark.parametrize("facts", catalogue.models(), ids=lambda fa
 
 
 def test_every_registered_model_is_in_the_catalogue_and_no_other():
-    assert sorted(facts.name for facts in catalogue.models()) == list(registered_models())
+    assert sorted(facts.name for facts in catalogue.models()) == list(registered_models(None))
+    for task in ("classify", "segment"):
+        assert sorted(facts.name for facts in catalogue.select(task=task)) == list(registered_models(task))
 
 
 @EVERY_MODEL
 def test_size_and_cost_as_measured(facts):
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = build(ModelSpec(name=facts.name, image_size=facts.image_size)).eval()
+        spec = ModelSpec(name=facts.name, image_size=facts.image_size, num_classes=facts.num_classes)
+        model = build(spec).eval()
         model(torch.zeros(model.mux_width, 3, *facts.image_size))
     assert sum(parameter.numel() for parameter in model.parameters()) == facts.params
     assert counter.get_total_flops() // (2 * model.mux_width) == facts.macs
@@ -55,6 +58,34 @@ def test_figures_as_published(name):
     assert facts.macs / 1e6 == pytest.approx(macs, rel=0.016)  # the tables round to two or three digits
     assert facts.params / 1e6 == pytest.approx(params, rel=0.03 if params > 6 else 0.15)
     assert (facts.top1, facts.top5) == pytest.approx((top1 / 100, top5 / 100))
+
+
+SEGMENTATION = {  # G MACs, parameters, mIoU in per cent; as published, parameters counted on its definitions
+    "efficientvit_seg_b0_cityscapes": (4.4, 706_691, 75.653),
+    "efficientvit_seg_b1_cityscapes": (25, 4_803_443, 80.547),
+    "efficientvit_seg_b2_cityscapes": (74, 15_323_779, 82.073),
+    "efficientvit_seg_b3_cityscapes": (179, 39_603_155, 83.016),
+    "efficientvit_seg_l1_cityscapes": (282, 40_242_227, 82.716),
+    "efficientvit_seg_l2_cityscapes": (396, 52_607_923, 83.228),
+    "efficientvit_seg_b1_ade20k": (3.1, 4_791_414, 42.840),
+    "efficientvit_seg_b2_ade20k": (9.1, 15_293_382, 45.941),
+    "efficientvit_seg_b3_ade20k": (22, 39_546_198, 49.013),
+    "efficientvit_seg_l1_ade20k": (36, 40_409_526, 49.191),
+    "efficientvit_seg_l2_ade20k": (45, 51_462_454, 50.702),
+}
+
+
+def test_segmentation_as_published():
+    assert SEGMENTATION.keys() == set(registered_models("segment"))
+    for name, (macs, params, miou) in SEGMENTATION.items():
+        facts = catalogue.facts(name)
+        digits = 1 if macs < 10 else 0
+        assert (round(facts.macs / 1e9, digits), facts.params) == (macs, params), name
+        assert facts.accuracy == facts.miou == pytest.approx(miou / 100), name
+        assert (facts.top1, facts.task) == (None, "segment")
+        wide = (19, (1024, 2048), "Cityscapes")
+        shape = wide if name.endswith("cityscapes") else (150, (512, 512), "ADE20K")
+        assert (facts.num_classes, facts.image_size, facts.dataset) == shape
 
 
 def test_macs_as_the_reference_counts_them():
@@ -73,8 +104,8 @@ def test_macs_as_the_reference_counts_them():
 
 @EVERY_MODEL
 def test_weights_are_named_and_licensed(facts):
-    assert (facts.top1 is None) == (facts.source == "")
-    assert facts.weights or facts.top1 is None
+    assert (facts.accuracy is None) == (facts.source == "")
+    assert facts.weights or facts.pickle or facts.accuracy is None
     for weights in facts.weights:
         assert weights.hub_id.startswith("timm/")
         assert weights.licence in ("MIT", "Apache-2.0")
@@ -120,6 +151,16 @@ def test_an_architecture_without_weights_says_so():
     assert catalogue.facts("efficientvit_l0").params == 42_422_280
 
 
+def test_weights_in_a_pickle_file_are_told_their_way():
+    message = (
+        "efficientvit_seg_l1_ade20k: .* fetch efficientvit_seg_l1_ade20k.pt from "
+        "huggingface.co/han-cai/efficientvit-seg and run `vitesse convert efficientvit_seg_l1_ade20k.pt --model "
+        "efficientvit_seg_l1_ade20k --out"
+    )
+    with pytest.raises(WeightsError, match=message):
+        catalogue.resolve("efficientvit_seg_l1_ade20k")
+
+
 @pytest.mark.parametrize(
     ("conditions", "names"),
     [
@@ -129,6 +170,10 @@ def test_an_architecture_without_weights_says_so():
         ({"max_macs": 100e6, "pretrained": True}, ["efficientvit_m0"]),
         ({"max_macs": 100e6, "min_top1": 0.01}, ["efficientvit_m0"]),
         ({"min_top1": 0.99}, []),
+        (
+            {"task": "segment", "max_macs": 4.4e9},
+            [f"efficientvit_seg_b{x}" for x in ("0_cityscapes", "1_ade20k")],
+        ),
     ],
 )
 def test_conditions_select(conditions, names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,10 @@ def run(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Names to list, as in '*_m?'.")] = "*",
     family: Annotated[
         str | None, typer.Option("--family", metavar="NAME", help="Only models of this family.")
+    ] = None,
+    task: Annotated[
+        Literal["classify", "detect", "segment"] | None,
+        typer.Option("--task", help="Only models for this."),
     ] = None,
     max_params: Annotated[
         float,
@@ -49,14 +53,16 @@ def run(
 ) -> int:
     """List the models with their size, cost, published accuracy and weights.
 
-    Parameters count a head of 1000 classes; MACs are those of one picture of the listed size. In JSON
-    parameters and MACs are plain numbers and accuracies fractions; every model comes with its weights.
+    Parameters count a head for the data set of the published accuracy, 1000 classes of a classifier; MACs are
+    those of one picture of the listed size. In JSON parameters and MACs are plain numbers and accuracies
+    fractions; every model comes with its weights.
 
     \b
     Examples:
       vitesse models
       vitesse models --max-params 10 --min-top1 75
       vitesse models 'efficientvit_b*' --weights
+      vitesse models --task segment
       vitesse models --family shvit --json
     """
     from vitesse.catalogue import select
@@ -72,5 +78,6 @@ def run(
         max_macs=max_macs * MILLION,
         min_top1=min_top1 / 100,
         pretrained=pretrained or weights,
+        task=task,
     )
     return show_models(found, weights=weights, as_json=as_json)

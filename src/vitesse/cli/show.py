@@ -176,11 +176,13 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
             del target["manifest"]
         print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy), "targets": targets})
         return DONE
-    images = parity.pop("images", None)
+    images, equal_pixels = parity.pop("images", None), parity.pop("equal_pixels", None)
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
     made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
     print(f"  largest difference of logits from torch on {images} images{made_from}: {engines}")
+    if equal_pixels is not None:
+        print(f"  pixels with torch's class: {equal_pixels:.3%}")
     if accuracy:
         print(
             f"  top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on {accuracy['images']} pictures"

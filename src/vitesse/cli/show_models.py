@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vitesse.catalogue import ModelFacts, WeightFacts
 from vitesse.cli.show import DONE, FAILED, card_line, print_json
 from vitesse.doctor import bundled_card
 from vitesse.progress import say
-from vitesse.spec import to_mapping
+from vitesse.spec import Task, to_mapping
 
-ARCHITECTURES = ("name", "family", "licence", "params M", "MACs M", "image", "top-1 %")
+ARCHITECTURES = ("name", "family", "licence", "params M", "MACs M", "image")
+MEASURES: Mapping[Task, str] = {"classify": "top-1", "detect": "AP", "segment": "mIoU"}
+"""What the published accuracy is called."""
 WEIGHTS = ("name", "hugging face repository", "licence", "image", "crop", "top-1 %", "top-5 %")
 
 
@@ -28,19 +30,28 @@ def show_models(found: Sequence[ModelFacts], *, weights: bool, as_json: bool) ->
     if weights:
         sets = [(facts, entry) for facts in found for entry in facts.weights]
         _print_table(WEIGHTS, [_weights_row(facts, entry) for facts, entry in sets])
-        _print_sources((facts.family, entry.source) for facts, entry in sets)
-    else:
-        _print_table(ARCHITECTURES, [_row(facts) for facts in found])
-        _print_sources((facts.family, facts.source) for facts in found)
-        if "error" not in bundled:
-            print(f"bundled: {card_line(bundled)}")
+        _print_sources("top-1: ImageNet-1k", ((facts.family, entry.source) for facts, entry in sets))
+        return DONE
+    for number, task in enumerate(dict.fromkeys(facts.task for facts in found)):
+        if number:
+            print()
+        _print_architectures(task, [facts for facts in found if facts.task == task])
+    if "error" not in bundled:
+        print(f"bundled: {card_line(bundled)}")
     return DONE
+
+
+def _print_architectures(task: Task, found: Sequence[ModelFacts]) -> None:
+    measure = MEASURES[task]
+    _print_table((*ARCHITECTURES, f"{measure} %"), [_row(facts) for facts in found])
+    datasets = dict.fromkeys(facts.dataset for facts in found)
+    _print_sources(f"{measure}: {' and '.join(datasets)}", ((facts.family, facts.source) for facts in found))
 
 
 def _row(facts: ModelFacts) -> tuple[str, ...]:
     licence = facts.weights[0].licence if facts.weights else "-"
     sizes = f"{facts.params / 1e6:.1f}", f"{facts.macs / 1e6:.0f}", _size(facts.image_size)
-    return facts.name, facts.family, licence, *sizes, _per_cent(facts.top1)
+    return facts.name, facts.family, licence, *sizes, _per_cent(facts.accuracy)
 
 
 def _weights_row(facts: ModelFacts, entry: WeightFacts) -> tuple[str, ...]:
@@ -57,11 +68,11 @@ def _per_cent(share: float | None) -> str:
     return "-" if share is None else f"{share * 100:.1f}"
 
 
-def _print_sources(sources: Iterable[tuple[str, str]]) -> None:
+def _print_sources(measure: str, sources: Iterable[tuple[str, str]]) -> None:
     """Where the accuracies were published, once each."""
     published = [(family, source) for family, source in dict.fromkeys(sources) if source]
     if published:
-        print("top-1: ImageNet-1k validation, published in")
+        print(f"{measure} validation, published in")
     for family, source in published:
         print(f"  {family}: {source}")
 

@@ -21,18 +21,18 @@ from vitesse.export.targets import check_formats, check_groups, install, write_t
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
 from vitesse.metrics import Showing, outcomes_in_groups, with_classes
-from vitesse.models import Backbone
+from vitesse.models.backbone import VisionModel
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
 from vitesse.runtime.imaging import load_tensor
-from vitesse.spec import Manifest, PreprocessSpec
+from vitesse.spec import Manifest, PreprocessSpec, Task
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
 
-PARITY_IMAGES = 32
+PARITY_IMAGES: Mapping[Task, int] = {"classify": 32, "detect": 4, "segment": 4}
 HELD_OUT = "held out of training"
 """What the manifest calls the split of pictures that training left out of data without splits."""
 
@@ -83,6 +83,7 @@ def export(
     check_formats(formats, precision)
     module, found_manifest = load_torch(model, arch)
     check_groups(formats, found_manifest.mux_width)
+    _check_task(found_manifest.task, {"--data": data, "--calibrate": calibrate, "--format": formats})
     manifest = replace(
         found_manifest,
         precision="fp16" if precision == "fp16" else "fp32",
@@ -97,8 +98,9 @@ def export(
         source = with_classes(chosen, manifest.class_names)
         dataset = _called(data, split if chosen is everything else HELD_OUT, trained_on)
     preprocess = manifest.preprocess
-    images_BCHW = _noise(preprocess) if source is None else _real_images(source, preprocess)
-    folded = fold(module) if isinstance(module, Backbone) else module
+    count = PARITY_IMAGES[manifest.task]
+    images_BCHW = _noise(preprocess, count) if source is None else _real_images(source, preprocess, count)
+    folded = fold(module) if isinstance(module, VisionModel) else module
     proto = to_onnx(folded, manifest.model, dynamic_size=dynamic_size)
     if precision == "fp16":
         proto = to_half(proto)
@@ -141,6 +143,16 @@ def _check_request(out: Path, precision: str, calibrate: str | Path | Source | N
         )
 
 
+def _check_task(task: Task, asked: Mapping[str, object]) -> None:
+    """
+    Raises:
+        ConfigError: something is asked for that Vitesse does for classifiers alone.
+    """
+    for option, value in asked.items():
+        if task != "classify" and value:
+            raise ConfigError(f"{option}: expected a classifier, got a model that is to {task}; leave it out")
+
+
 def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
     write_artefact(proto, manifest, path)
     return read_artefact(path)
@@ -156,11 +168,11 @@ def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
     return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
 
 
-def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:
-    """The first readable pictures of a source, preprocessed: (B, C, H, W)."""
+def _real_images(source: Source, preprocess: PreprocessSpec, count: int) -> NDArray[np.float32]:
+    """The first `count` readable pictures of a source, preprocessed: (B, C, H, W)."""
     tensors: list[NDArray[np.float32]] = []
     for index in range(len(source)):
-        if len(tensors) == PARITY_IMAGES:
+        if len(tensors) == count:
             break
         try:
             tensors.append(load_tensor(source.read(index), preprocess))
@@ -171,6 +183,6 @@ def _real_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float
     return np.stack(tensors)
 
 
-def _noise(preprocess: PreprocessSpec) -> NDArray[np.float32]:
-    shape = (PARITY_IMAGES, len(preprocess.mean), *preprocess.image_size)
+def _noise(preprocess: PreprocessSpec, count: int) -> NDArray[np.float32]:
+    shape = (count, len(preprocess.mean), *preprocess.image_size)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

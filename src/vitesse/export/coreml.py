@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from vitesse.errors import ExportError, require
-from vitesse.export.onnx import INPUT, OUTPUT, quiet
+from vitesse.export.onnx import INPUT, OUTPUTS, quiet
 from vitesse.export.program import captured
 from vitesse.spec import ModelSpec
 
 SUFFIX = ".mlpackage"
+
+(OUTPUT,) = OUTPUTS["classify"]
 
 
 def write(model: nn.Module, spec: ModelSpec, path: Path, *, precision: str = "fp32") -> Mapping[str, Any]:

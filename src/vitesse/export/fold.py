@@ -2,7 +2,8 @@
 
 Normalisations go into their convolution or linear layer, a skip around a depthwise convolution into its
 kernel, the softmax scale into the queries, a distillation head into the classifier; tables of attention
-biases are gathered. The arithmetic is in float64; the folded model is float32.
+biases are gathered; enlarging a map becomes two matrix products. The arithmetic is in float64; the folded
+model is float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.errors import ExportError
+from vitesse.heads.upsample import MatrixUpsample, Upsample
 from vitesse.layers import ClassifierHead, ConvNorm, NormLinear, Residual
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.shvit import SingleHeadSelfAttention
@@ -125,6 +127,7 @@ _RULES: dict[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     ClassifierHead: _fold_head,
     CascadedGroupAttention: _fold_cascade,
     SingleHeadSelfAttention: _fold_single_head,
+    Upsample: lambda upsample: MatrixUpsample(upsample.factor).eval(),
 }
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,22 @@ from torch import nn
 
 from vitesse.errors import ExportError, require
 from vitesse.files import write_atomically
+from vitesse.models.backbone import VisionModel
 from vitesse.runtime.artefact import METADATA_KEY
 from vitesse.weights.keymaps import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
-    from vitesse.spec import Manifest, ModelSpec
+    from vitesse.spec import Manifest, ModelSpec, Task
 
 OPSET = 18
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
+OUTPUTS: Mapping[Task, tuple[str, ...]] = {
+    "classify": ("logits",),
+    "detect": ("boxes", "scores", "labels"),
+    "segment": ("classes", "logits"),
+}
+"""Names by task; `Manifest.task` says what they hold."""
 DYNAMIC_MIN_SIDE = 64
 """Pixels: where the deepest map of every family has a row."""
 _TRACED_MIN_SIDE = 2 * DYNAMIC_MIN_SIDE
@@ -32,10 +39,10 @@ _TRACED_MIN_SIDE = 2 * DYNAMIC_MIN_SIDE
 
 
 def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) -> Any:
-    """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32 to `logits` (batch, K), any batch.
+    """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32, any batch, to its task's outputs.
 
     Args:
-        model: takes and gives these.
+        model: of Vitesse, or any classifier: images to logits.
         spec: of the model; the file takes its image size.
         dynamic_size: the file takes any size that the model does.
 
@@ -51,6 +58,9 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
         sides = {
             axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
         }
+    task: Task = "classify"
+    if isinstance(model, VisionModel):
+        task, model = model.task, model.deployed()
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
     images_BCHW = torch.zeros(_traced_batch(model), spec.in_chans, *size)
@@ -62,7 +72,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=OUTPUTS[task],
                 opset_version=OPSET,
                 verbose=False,
             )

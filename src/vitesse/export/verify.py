@@ -5,8 +5,8 @@ Shape suffixes: B images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +25,59 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
 That of int8 is for two programs of one int8 file; how far int8 lies from float is for its accuracy to say.
 """
 
+EQUAL_PIXELS = {"fp32": 0.999, "fp16": 0.95, "int8": 0.9}
+"""Smallest share of pixels with torch's class, by precision: where two classes are nearly level, rounding
+decides."""
 
-def tolerance(logits_BK: NDArray[np.float32], precision: str) -> float:
+Batches = Sequence[tuple[NDArray[Any], ...]]
+"""The outputs for each batch."""
+
+
+def tolerance(logits: NDArray[np.float32], precision: str) -> float:
     """Largest |difference| that these logits may have."""
-    return TOLERANCE[precision] * max(1.0, float(np.abs(logits_BK).max()))
+    return TOLERANCE[precision] * max(1.0, float(np.abs(logits).max()))
 
 
-def parity(artefact: Artefact, model: nn.Module, images_BCHW: NDArray[np.float32]) -> Mapping[str, float]:
-    """Largest |difference| of logits between a torch model and the artefact, by installed engine.
+def parity(artefact: Artefact, model: nn.Module, images_BCHW: NDArray[np.float32]) -> dict[str, float]:
+    """How far the artefact is from a torch model, by installed engine; see `Manifest.parity`.
 
     Raises:
-        ExportError: an engine's logits differ by more than `tolerance`.
+        ExportError: an engine's logits differ by more than `tolerance`, or the classes of too many pixels.
     """
     batches = _batches(images_BCHW, artefact.manifest.mux_width)
-    expected = [TorchEngine(model).run(batch_BCHW)[0] for batch_BCHW in batches]
-    limit = tolerance(expected[0], artefact.manifest.precision)
-    found = {}
+    reference = TorchEngine(model)
+    expected = [reference.run(batch_BCHW) for batch_BCHW in batches]
+    found, equal_pixels = {}, []
     for name in available_engines():
         engine = create_engine(artefact, name)
-        logits = [engine.run(batch_BCHW)[0] for batch_BCHW in batches]
-        found[name] = max(float(np.abs(a - b).max()) for a, b in zip(logits, expected, strict=True))
-        if not found[name] <= limit:
-            raise ExportError(
-                f"{artefact.path.name}: on {name} the logits differ from torch by {found[name]:.2e}, "
-                f"expected at most {limit:.2e}; nothing was written"
-            )
-    return found
+        outputs = [engine.run(batch_BCHW) for batch_BCHW in batches]
+        found[name] = _logits_difference(outputs, expected, artefact, name)
+        if artefact.manifest.task == "segment":
+            equal_pixels.append(_equal_pixels(outputs, expected, artefact, name))
+    return found | ({"equal_pixels": min(equal_pixels)} if equal_pixels else {})
+
+
+def _logits_difference(outputs: Batches, expected: Batches, artefact: Artefact, engine: str) -> float:
+    """The largest |difference| of logits, which are a model's last output."""
+    limit = tolerance(expected[0][-1], artefact.manifest.precision)
+    largest = max(float(np.abs(a[-1] - b[-1]).max()) for a, b in zip(outputs, expected, strict=True))
+    if not largest <= limit:
+        raise ExportError(
+            f"{artefact.path.name}: on {engine} the logits differ from torch by {largest:.2e}, expected at "
+            f"most {limit:.2e}; nothing was written"
+        )
+    return largest
+
+
+def _equal_pixels(outputs: Batches, expected: Batches, artefact: Artefact, engine: str) -> float:
+    """The share of pixels whose class, a model's first output, is torch's."""
+    share = min(float((a[0] == b[0]).mean()) for a, b in zip(outputs, expected, strict=True))
+    if share < (least := EQUAL_PIXELS[artefact.manifest.precision]):
+        raise ExportError(
+            f"{artefact.path.name}: on {engine} {share:.3%} of the pixels have torch's class, expected at "
+            f"least {least:.1%}; nothing was written"
+        )
+    return share
 
 
 def _batches(images_BCHW: NDArray[np.float32], mux_width: int) -> list[NDArray[np.float32]]:

@@ -72,6 +72,10 @@ class VisionModel(nn.Module):
             WeightsError: they do.
         """
 
+    def deployed(self) -> nn.Module:
+        """What an artefact of this model computes: images to the outputs of its task, see `Manifest.task`."""
+        return self
+
     def _sizes(self) -> str:
         if self.size_multiple == 1:
             return f"height and width at least {self.min_image_size}"
@@ -149,11 +153,16 @@ class DenseModel(VisionModel):
 
     def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
         super().__init__()
+        if spec.distilled:
+            raise ConfigError(f"distilled: expected a classifier, got {spec.name}")
         backbone.head = nn.Identity()
         self.spec, self.backbone = spec, backbone
         self.min_image_size, self.size_multiple = backbone.min_image_size, backbone.size_multiple
         self.starts_from = (backbone.spec.name,)
-        self.fresh_prefixes = tuple(f"{name}." for name, _ in self.named_children() if name != "backbone")
+
+    @property
+    def fresh_prefixes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"{name}." for name, _ in self.named_children() if name != "backbone")
 
     def forward_features(self, x_BCHW: Tensor) -> dict[str, Tensor]:
         """The backbone's feature maps by name, finest first.
@@ -163,3 +172,9 @@ class DenseModel(VisionModel):
         """
         self.check_input(x_BCHW)
         return self.backbone.forward_features(x_BCHW)
+
+    def check_channel_order(self, values: Mapping[str, Tensor], label: str) -> None:
+        """See `VisionModel`: that of the backbone."""
+        prefix = "backbone."
+        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        self.backbone.check_channel_order(own, label)

@@ -132,7 +132,7 @@ def _model_of(
     own, keymap = probe.state_dict(), keymap_for(spec.name)
     values = {name: tensor for name, _, tensor in keymap.read(tensors, keymap.detect(tensors, own))}
     heads = {name: tensor for name, tensor in values.items() if name.startswith(probe.head_prefixes)}
-    classes = [len(tensor) for tensor in heads.values() if tensor.ndim == 2]
+    classes = [len(tensor) for tensor in heads.values() if tensor.ndim > 1]
     stem = values.get(first_conv_name(own))
     spec = dataclasses.replace(
         spec,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
-from vitesse.models import efficientvit_mit, efficientvit_msra, multiplex, shvit, vit  # noqa: F401  (register)
+from vitesse.models import (  # noqa: F401  (register)
+    efficientvit_mit,
+    efficientvit_msra,
+    efficientvit_seg,
+    multiplex,
+    shvit,
+    vit,
+)
 from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
@@ -47,7 +54,8 @@ def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> Mode
         model, weights = resolve(name)
         spec = ModelSpec(name=model.name, image_size=weights.image_size, distilled=weights.distilled)
     else:
-        spec = ModelSpec(name=name, image_size=facts(name).image_size)
+        known = facts(name)
+        spec = ModelSpec(name=name, image_size=known.image_size, num_classes=known.num_classes)
     return spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
 
 
@@ -63,7 +71,7 @@ def create_model(
     name: str,
     *,
     pretrained: bool = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
     image_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
@@ -75,28 +83,29 @@ def create_model(
     Args:
         name: `arch`, `arch.tag` to choose the weights, or `timm:NAME`.
         pretrained: load the published weights from the Hugging Face Hub or its cache.
-        num_classes: classes of the head; other than the weights' own, the head starts fresh.
+        num_classes: classes of the head, default the architecture's own, 1000 of a classifier; other than
+            the weights' own, the head starts fresh.
         in_chans: image channels; other than 3, the pretrained first convolution is adapted so that a
             picture with equal channels gives the response it gave (`weights.load.adapt_channels`).
         image_size: pixels, one side or (height, width); default the architecture's own.
-        features_only: feature maps by name instead of logits.
+        features_only: feature maps by name instead of logits, of Vitesse's classifiers.
         distilled: a second head that learns from a teacher; with weights that have none, both start fresh.
         drop_path_rate: stochastic depth at the last block, 0 to 1.
 
     Raises:
         UnknownModelError: no architecture or weights have this name; the message lists the nearest.
-        ConfigError: an impossible value, or an option that timm's models do not have.
+        ConfigError: an impossible value, or an option that this model does not have.
         MissingExtraError: timm or huggingface_hub is needed and not installed.
         WeightsError: the weights cannot be fetched or do not fit.
     """
-    if is_timm(name) and features_only:
-        raise ConfigError(f"features_only: expected one of {', '.join(registered_models())}, got {name}")
     spec = spec_for(name, image_size)
+    if features_only and spec.name not in registered_models():
+        raise ConfigError(f"features_only: expected one of {', '.join(registered_models())}, got {name}")
     model = build(
         dataclasses.replace(
             spec,
             in_chans=in_chans,
-            num_classes=num_classes,
+            num_classes=spec.num_classes if num_classes is None else num_classes,
             distilled=distilled or spec.distilled,
             drop_path_rate=drop_path_rate,
         )

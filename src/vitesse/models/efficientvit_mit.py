@@ -260,8 +260,8 @@ class EfficientViT(StagedBackbone):
         self.stem = _stem(spec.in_chans, config)
         self.stages = _stages(spec.drop_path_rate, config)
         self.head = Head(config, spec.num_classes, spec.distilled)
-        self.apply(_init_weights)
-        _silence_residuals(self)
+        self.apply(init_weights)
+        silence_residuals(self)
 
     def check_channel_order(self, values: Mapping[str, Tensor], label: str) -> None:
         """See `Backbone`: all q, then all k, then all v is refused; ours is head by head."""
@@ -314,14 +314,15 @@ def _large_stage(index: int, config: EfficientViTConfig, rates: list[float]) -> 
     return nn.Sequential(merge, *(EfficientViTBlock(dim, config, rate) for rate in rates))
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Weights as the paper's models begin with, for `nn.Module.apply`."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _silence_residuals(model: nn.Module) -> None:
+def silence_residuals(model: nn.Module) -> None:
     """Every residual branch starts at zero: its last norm has gain 0."""
     for module in model.modules():
         if isinstance(module, Residual):

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitesse.models.backbone import VisionModel
 from vitesse.runtime.engines import checked_outputs
 
 
@@ -24,7 +25,8 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.model = model.to(device).eval()
+        deployed = model.deployed() if isinstance(model, VisionModel) else model
+        self.model = deployed.to(device).eval()
         self.device = device
 
     @torch.inference_mode()

@@ -36,7 +36,11 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
     manifest = manifest_for(module.spec, metadata)
-    return module, dataclasses.replace(manifest, mux_width=getattr(module, "mux_width", 1))
+    return module, dataclasses.replace(
+        manifest,
+        task=getattr(module, "task", "classify"),
+        mux_width=getattr(module, "mux_width", 1),
+    )
 
 
 def _why_not(model: str) -> str | None:

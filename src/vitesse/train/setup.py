@@ -24,6 +24,7 @@ from vitesse.data.sampler import Share
 from vitesse.data.subset import HELD_OUT_SHARE, hold_out, take
 from vitesse.errors import ConfigError, DataError, WeightsError
 from vitesse.models import build
+from vitesse.models.backbone import DenseModel
 from vitesse.models.foreign import is_timm, timm_weights
 from vitesse.models.multiplex import Multiplexer
 from vitesse.progress import say
@@ -160,10 +161,11 @@ def initial_model(spec: ModelSpec, recipe: Recipe, note: Callable[[str], None]) 
     if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
         raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
     if recipe.init in ("auto", "published"):
-        say(f"{spec.name}: fetching published weights to start from")
+        source = model.backbone.spec.name if isinstance(model, DenseModel) else spec.name
+        say(f"{source}: fetching published weights to start from")
         try:
-            path = _published(spec.name)
-            note(f"started from published weights of {spec.name}: {start_from(model, path).explain()}")
+            path = _published(source)
+            note(f"started from published weights of {source}: {start_from(model, path).explain()}")
         except WeightsError as error:
             if recipe.init == "published":
                 raise

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -87,10 +87,6 @@ EFFICIENTVIT_MIT_PARTS = (
     ("project", "point_conv", "point_conv"),
     ("qkv", "qkv.conv", "qkv.conv"),
     ("aggregate", "aggreg", "aggreg"),
-    ("head.conv", "head.in_conv", "head.op_list.0"),
-    ("head.fc", "head.classifier.0", "head.op_list.2.linear"),
-    ("head.norm", "head.classifier.1", "head.op_list.2.norm"),
-    ("head.classifier", "head.classifier.4", "head.op_list.3.linear"),
     ("bn", "norm", "norm"),
 )
 
@@ -112,12 +108,29 @@ def _efficientvit_mit(stem: str, stage: str) -> tuple[tuple[str, str, str], ...]
             "stages.<s>.blocks.<j>.local_module.main",
             f"{stage}.op_list.<j>.local_module.main",
         ),
+        ("head.conv", "head.in_conv", "head.op_list.0"),
+        ("head.fc", "head.classifier.0", "head.op_list.2.linear"),
+        ("head.norm", "head.classifier.1", "head.op_list.2.norm"),
+        ("head.classifier", "head.classifier.4", "head.op_list.3.linear"),
         *EFFICIENTVIT_MIT_PARTS,
     )
 
 
 EFFICIENTVIT_MIT_B = _efficientvit_mit("backbone.input_stem", "backbone.stages.<s>")
 EFFICIENTVIT_MIT_L = _efficientvit_mit("backbone.stages.0", "backbone.stages.<s+1>")
+
+# Of EfficientViT-Seg's head: ours, the original's.
+SEG_HEAD = (
+    ("head.inputs.2", "head.input_ops.2"),
+    ("head.inputs.<j>", "head.input_ops.<j>.op_list.0"),
+    ("head.blocks.<j>.branch", "head.middle.op_list.<j>.main"),
+    *EFFICIENTVIT_MIT_PARTS,
+)
+SEG_CLASSIFIER = (("head.classifier", "head.output_ops.0.op_list.0.conv"),)
+SEG_EXPANDED_CLASSIFIER = (
+    ("head.expand.0", "head.output_ops.0.op_list.0"),
+    ("head.classifier", "head.output_ops.0.op_list.1.conv"),
+)
 
 VIT = (
     ("patch_embed", "patch_embed.proj", "patch_embed.proj"),
@@ -182,23 +195,28 @@ class KeyMap:
 
     Attributes:
         renames: by naming, the functions (their name to ours, our name to theirs).
+        parts: by naming, for weights of a part of the model alone, the function (their name to ours).
     """
 
     renames: Mapping[str, tuple[Rename, Rename]]
+    parts: Mapping[str, Rename] = field(default_factory=dict)
+
+    @property
+    def readers(self) -> Mapping[str, Rename]:
+        """By naming, for weights of the whole model or of a part, the function (their name to ours)."""
+        return {**{naming: to_ours for naming, (to_ours, _) in self.renames.items()}, **self.parts}
 
     def detect(self, keys: Iterable[str], ours: Iterable[str]) -> str:
         """The naming under which most of a file's `keys` are names of `ours`."""
-        keys, known = list(keys), set(ours)
-        return max(
-            self.renames, key=lambda naming: sum(self.renames[naming][0](key) in known for key in keys)
-        )
+        keys, known, readers = list(keys), set(ours), self.readers
+        return max(readers, key=lambda naming: sum(readers[naming](key) in known for key in keys))
 
     def read(self, state: Mapping[str, Tensor], naming: str) -> Iterator[tuple[str, str, Tensor]]:
         """Foreign weights as (our name, their name, tensor), bias tables (A, R*R) unfolded to (A, R, R).
 
         Index buffers are left out.
         """
-        to_ours = self.renames[naming][0]
+        to_ours = self.readers[naming]
         for key, tensor in state.items():
             if not is_index_buffer(key):
                 name = to_ours(key)
@@ -268,7 +286,45 @@ def _keymap(table: Iterable[tuple[str, ...]]) -> KeyMap:
     return KeyMap(renames=_OWN | foreign)
 
 
+def on_backbone(keymap: KeyMap, whole: Mapping[str, tuple[Rename, Rename]] = _OWN) -> KeyMap:
+    """The map of a model that has another as its `backbone`, from the other's map.
+
+    Weights of the backbone alone are read under its own namings, each called `NAMING backbone`.
+
+    Args:
+        whole: the namings of the whole model.
+    """
+
+    def inside(to_ours: Rename) -> Rename:
+        return lambda name: f"backbone.{to_ours(name)}"
+
+    parts = {f"{naming} backbone": inside(to_ours) for naming, to_ours in keymap.readers.items()}
+    return KeyMap(renames=whole, parts=parts)
+
+
+def _efficientvit_seg(
+    backbone: Sequence[tuple[str, str, str]], classifier: Sequence[tuple[str, str]]
+) -> KeyMap:
+    """Of EfficientViT-Seg; the original calls the classifier by its place after what comes before it."""
+    keymap, rows = _keymap(backbone), (*classifier, *SEG_HEAD)
+    (body_to_ours, body_from_ours), prefix = keymap.renames[ORIGINAL], "backbone."
+    head_to_ours, head_from_ours = _renaming(rows, -1, 0), _renaming(rows, 0, -1)
+
+    def to_ours(name: str) -> str:
+        return f"{prefix}{body_to_ours(name)}" if name.startswith(prefix) else head_to_ours(name)
+
+    def from_ours(name: str) -> str:
+        inner = name.removeprefix(prefix)
+        return head_from_ours(name) if inner == name else body_from_ours(inner)
+
+    return on_backbone(keymap, _OWN | {ORIGINAL: (to_ours, from_ours)})
+
+
 _SERIES = {
+    "efficientvit_seg_b*_cityscapes": _efficientvit_seg(EFFICIENTVIT_MIT_B, SEG_EXPANDED_CLASSIFIER),
+    "efficientvit_seg_b*_ade20k": _efficientvit_seg(EFFICIENTVIT_MIT_B, SEG_CLASSIFIER),
+    "efficientvit_seg_l*_cityscapes": _efficientvit_seg(EFFICIENTVIT_MIT_L, SEG_CLASSIFIER),
+    "efficientvit_seg_l*_ade20k": _efficientvit_seg(EFFICIENTVIT_MIT_L, SEG_EXPANDED_CLASSIFIER),
     "efficientvit_m*": _keymap(EFFICIENTVIT_MSRA),
     "efficientvit_b*": _keymap(EFFICIENTVIT_MIT_B),
     "efficientvit_l*": _keymap(EFFICIENTVIT_MIT_L),
