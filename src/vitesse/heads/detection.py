@@ -22,9 +22,7 @@ Losses = dict[str, Tensor]
 """Each a scalar and ready weighted: their sum is what to minimise."""
 Detections = tuple[Tensor, ...]
 """`boxes` (B, N, 4), `scores` (B, N) in 0..1 with the highest first, `labels` (B, N) int64; of instance
-segmentation also `masks` (B, N, 28, 28), probabilities over each box. What is left of the N has score 0."""
-
-_BOX_DIMS = {"boxes": (None, 4), "labels": (None,)}
+segmentation also `masks` (B, N, 28, 28), probabilities over each box. What is left of the N is all zero."""
 
 
 def check_targets(
@@ -112,3 +110,33 @@ def best_pairs(scores_BPK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     scores_BN, pair_BN = pairs.topk(min(count, pairs.shape[1]), dim=1)
     positions_BN = kept_BM.gather(1, torch.div(pair_BN, num_classes, rounding_mode="floor"))
     return scores_BN, positions_BN, pair_BN % num_classes
+
+
+def suppress(
+    scores_BM: Tensor,
+    boxes_BM4: Tensor,
+    labels_BM: Tensor,
+    image_size: Sequence[int],
+    *,
+    max_overlap: float,
+    min_score: float,
+    count: int,
+) -> Detections:
+    """The `count` best of many candidates that overlap no better one of their class by more than `max_overlap`.
+
+    What is left of the count is all zero.
+    """
+    from torchvision.ops import nms  # takes seconds to import, and not all heads need it
+
+    apart_BM4 = boxes_BM4 + (labels_BM * (max(image_size) + 1)).unsqueeze(-1)  # classes never overlap
+    kept_BM = torch.stack(
+        [
+            torch.zeros_like(scores_M).index_fill(0, nms(apart_M4, scores_M, max_overlap), 1)
+            for apart_M4, scores_M in zip(apart_BM4.unbind(), scores_BM.unbind(), strict=True)
+        ]
+    )
+    kept_BM = kept_BM * (scores_BM > min_score)
+    scores_BN, index_BN = (scores_BM * kept_BM).topk(min(count, scores_BM.shape[1]), dim=1)
+    found_BN = scores_BN > 0
+    boxes_BN4 = gather(boxes_BM4, index_BN) * found_BN.unsqueeze(-1)
+    return boxes_BN4, scores_BN, labels_BM.gather(1, index_BN) * found_BN

@@ -59,6 +59,10 @@ class Detector(DenseModel):
         return self
 
 
+PAPER_CHANNELS = 256
+RETINANET_STRIDES = (8, 16, 32, 64, 128)
+MASK_RCNN_STRIDES = (4, 8, 16, 32, 64)
+FCOS_STRIDES = (8, 16, 32)
 FCOS_CHANNELS = {
     "efficientvit_m0": 64,
     "efficientvit_m1": 96,
@@ -75,8 +79,8 @@ FCOS_CHANNELS = {
     "efficientvit_b2": 160,
     "efficientvit_b3": 192,
 }
-"""Width of the pyramid and the head, by backbone."""
-FCOS_STRIDES = (8, 16, 32)
+"""Width of the real-time detector's pyramid and head, by backbone."""
+BACKBONES = tuple(FCOS_CHANNELS)
 
 
 def _backbone(spec: ModelSpec, prefix: str) -> Backbone:
@@ -88,7 +92,29 @@ def _backbone(spec: ModelSpec, prefix: str) -> Backbone:
     )
 
 
-@register(*(f"fcos_e2e_{name}" for name in FCOS_CHANNELS), task="detect")
+@register(*(f"retinanet_{name}" for name in BACKBONES), task="detect")
+def build_retinanet(spec: ModelSpec) -> Detector:
+    """The RetinaNet that `spec.name` names."""
+    from vitesse.heads.retinanet import RetinaHead  # brings torchvision, which takes seconds to import
+
+    backbone = _backbone(spec, "retinanet_")
+    neck = FeaturePyramid(backbone.feature_specs, RETINANET_STRIDES, PAPER_CHANNELS)
+    head = RetinaHead(RETINANET_STRIDES, PAPER_CHANNELS, spec.num_classes)
+    return Detector(spec, backbone, neck, head, freeze_norm=True)
+
+
+@register(*(f"mask_rcnn_{name}" for name in BACKBONES), task="detect")
+def build_mask_rcnn(spec: ModelSpec) -> Detector:
+    """The Mask R-CNN that `spec.name` names."""
+    from vitesse.heads.mask_rcnn import MaskRCNNHead  # brings torchvision, which takes seconds to import
+
+    backbone = _backbone(spec, "mask_rcnn_")
+    neck = FeaturePyramid(backbone.feature_specs, MASK_RCNN_STRIDES, PAPER_CHANNELS)
+    head = MaskRCNNHead(MASK_RCNN_STRIDES, PAPER_CHANNELS, spec.num_classes)
+    return Detector(spec, backbone, neck, head, freeze_norm=True)
+
+
+@register(*(f"fcos_e2e_{name}" for name in BACKBONES), task="detect")
 def build_fcos(spec: ModelSpec) -> Detector:
     """The real-time detector that `spec.name` names."""
     backbone = _backbone(spec, "fcos_e2e_")
