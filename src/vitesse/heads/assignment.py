@@ -18,8 +18,8 @@ from vitesse.heads.detection import Target
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
 CANDIDATES = 10
-QUALITY_FLOOR = 0.1
-"""Of the best position of an object, so that an object that nothing overlaps yet is learned too."""
+SCORE_FLOOR = 0.1
+"""Of an object's best position, so that an object that nothing overlaps yet is learned too."""
 TINY = 1e-30
 CHUNK = 256
 """Objects that meet all positions at once: what bounds the memory for thousands of them."""
@@ -31,11 +31,13 @@ class Assignment:
 
     Attributes:
         owner_P: index of the object it answers for, -1 for none.
-        quality_P: what its score for the object's class shall be, 0..1; 0 without object.
+        share_P: its alignment beside that of the object's best position, 0..1; 0 without object.
+        score_P: what its score for the object's class shall be, 0..1: the share of the object's best IoU.
     """
 
     owner_P: Tensor
-    quality_P: Tensor
+    share_P: Tensor
+    score_P: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,12 @@ def assign(
     owner_P = _owners(found, proposed_GC, num_positions)
     objects_G1 = torch.arange(num_objects, device=owner_P.device)[:, None]
     won_GC = proposed_GC & (owner_P[found.position_GC] == objects_G1)
-    quality_P = torch.zeros_like(points_P2[:, 0])
-    quality_P[found.position_GC[won_GC]] = _quality(found, won_GC)[won_GC]
-    return Assignment(owner_P=owner_P.where(owner_P < num_objects, -1), quality_P=quality_P)
+    position, (share_P, score_P) = found.position_GC[won_GC], torch.zeros(2, num_positions).to(points_P2)
+    share_GC, score_GC = _goals(found, won_GC)
+    share_P[position], score_P[position] = share_GC[won_GC], score_GC[won_GC]
+    return Assignment(
+        owner_P=owner_P.where(owner_P < num_objects, -1), share_P=share_P, score_P=score_P
+    )
 
 
 def _candidates(
@@ -141,8 +146,9 @@ def _first_choices(found: Candidates, num_positions: int) -> Tensor:
         choice_G = choice_G + refused_G
 
 
-def _quality(found: Candidates, won_GC: Tensor) -> Tensor:
-    """Alignment as a share of the object's best, times the best IoU among its positions: (G, C)."""
+def _goals(found: Candidates, won_GC: Tensor) -> tuple[Tensor, Tensor]:
+    """Alignment as a share of that of the object's best position, and that share of its best IoU: (G, C)."""
     best_G1 = found.alignment_GC.where(won_GC, 0).amax(1, keepdim=True)
-    iou_G1 = found.iou_GC.where(won_GC, 0).amax(1, keepdim=True).clamp(min=QUALITY_FLOOR)
-    return (found.alignment_GC + TINY) / (best_G1 + TINY) * iou_G1
+    iou_G1 = found.iou_GC.where(won_GC, 0).amax(1, keepdim=True).clamp(min=SCORE_FLOOR)
+    share_GC = (found.alignment_GC + TINY) / (best_G1 + TINY)
+    return share_GC, share_GC * iou_G1

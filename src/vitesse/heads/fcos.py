@@ -25,7 +25,7 @@ MAX_DETECTIONS = 300
 PRIOR_SCORE = 0.01
 PRIOR_DISTANCE = 2.0
 """Strides from a position to each side of the box that an untrained predictor draws around it."""
-BOX_WEIGHT = 2.5
+BOX_WEIGHT, SIDE_WEIGHT = 2.5, 1.0
 
 
 class SeparableConv(nn.Sequential):
@@ -134,7 +134,7 @@ class EndToEndHead(nn.Module):
         ):
             logits_BPK, boxes_BP4 = predictor([x.detach() for x in levels] if unique else levels)
             classify, locate = dense_losses(logits_BPK, boxes_BP4, points_P2, strides_P, targets, unique=unique)
-            found |= {f"{name}_class": classify, f"{name}_box": BOX_WEIGHT * locate}
+            found |= {f"{name}_class": classify, f"{name}_box": locate}
         return found
 
 
@@ -147,25 +147,27 @@ def dense_losses(
     *,
     unique: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy with the assigned qualities, and GIoU of the assigned boxes weighted by them.
+    """Of the classes, binary cross-entropy with the wanted scores; of the boxes, GIoU and distance.
 
-    Both are sums divided by the sum of all qualities of the batch, at least 1.
+    Classes are summed and divided by the sum of all wanted scores, boxes averaged by the shares of their positions
+    in their objects, so that each object counts as much, however badly it is found yet. To GIoU comes the mean
+    distance of the sides in strides, which still pulls where boxes hardly overlap.
     """
     from torchvision.ops import generalized_box_iou_loss  # takes seconds to import, and only training needs it
 
     scores_BPK, wanted_BPK = logits_BPK.detach().sigmoid(), torch.zeros_like(logits_BPK)
-    predicted, actual, weights = [], [], []
+    predicted, actual, strides, shares = [], [], [], []
     for i, target in enumerate(targets):
-        found = assign(
-            scores_BPK[i], boxes_BP4[i].detach(), points_P2, strides_P, target, unique=unique
-        )
+        found = assign(scores_BPK[i], boxes_BP4[i].detach(), points_P2, strides_P, target, unique=unique)
         (hits,) = torch.where(found.owner_P >= 0)
-        owner, quality = found.owner_P[hits], found.quality_P[hits]
-        wanted_BPK[i, hits, target["labels"][owner]] = quality
+        owner = found.owner_P[hits]
+        wanted_BPK[i, hits, target["labels"][owner]] = found.score_P[hits]
         predicted.append(boxes_BP4[i, hits])
         actual.append(target["boxes"][owner].to(boxes_BP4.dtype))
-        weights.append(quality)
-    total = wanted_BPK.sum().clamp(min=1)
+        strides.append(strides_P[hits])
+        shares.append(found.share_P[hits])
     classify = F.binary_cross_entropy_with_logits(logits_BPK, wanted_BPK, reduction="sum")
-    locate = generalized_box_iou_loss(torch.cat(predicted), torch.cat(actual)) * torch.cat(weights)
-    return classify / total, locate.sum() / total
+    predicted_M4, actual_M4, share_M = torch.cat(predicted), torch.cat(actual), torch.cat(shares)
+    apart_M = (predicted_M4 - actual_M4).abs().mean(1) / torch.cat(strides)
+    locate_M = BOX_WEIGHT * generalized_box_iou_loss(predicted_M4, actual_M4) + SIDE_WEIGHT * apart_M
+    return classify / wanted_BPK.sum().clamp(min=1), (locate_M * share_M).sum() / share_M.sum().clamp(min=1)
