@@ -2,7 +2,8 @@
 
 Normalisations go into their convolution or linear layer, a skip around a depthwise convolution into its
 kernel, the softmax scale into the queries, a distillation head into the classifier; tables of attention
-biases are gathered; what only helps a detector to train is left out. The arithmetic is in float64; the folded model is float32.
+biases are gathered; what only helps a detector to train is left out. The arithmetic is in float64; the folded
+model is float32.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Shape suffixes: G objects, P positions, C candidates of an object, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ CHUNK = 256
 """Objects that meet all positions at once: what bounds the memory for thousands of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
+class Assignment(NamedTuple):
     """What each position of an image shall predict.
 
     Attributes:
@@ -40,8 +39,7 @@ class Assignment:
     score_P: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
+class Candidates(NamedTuple):
     """For every object the positions that fit it best, the best first; `valid_GC` where there are so many."""
 
     position_GC: Tensor
@@ -66,18 +64,13 @@ def assign(
             `CANDIDATES`, and a position that several objects want goes to the one it is best aligned with.
     """
     num_positions, num_objects = len(points_P2), len(target["boxes"])
-    chunks = [
-        _candidates(scores_PK, boxes_P4, points_P2, strides_P, boxes_G4, labels_G)
-        for boxes_G4, labels_G in zip(
-            target["boxes"].to(boxes_P4.dtype).split(CHUNK), target["labels"].split(CHUNK), strict=True
-        )
-    ]
-    found = Candidates(
-        **{
-            name: torch.cat([getattr(chunk, name) for chunk in chunks])
-            for name in Candidates.__dataclass_fields__
-        }
+    objects = zip(
+        torch.split(target["boxes"].to(boxes_P4.dtype), CHUNK),
+        torch.split(target["labels"], CHUNK),
+        strict=True,
     )
+    chunks = [_candidates(scores_PK, boxes_P4, points_P2, strides_P, *chunk) for chunk in objects]
+    found = Candidates(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
     proposed_GC = _first_choices(found, num_positions) if unique else found.valid_GC
     owner_P = _owners(found, proposed_GC, num_positions)
     objects_G1 = torch.arange(num_objects, device=owner_P.device)[:, None]
@@ -85,9 +78,7 @@ def assign(
     position, (share_P, score_P) = found.position_GC[won_GC], torch.zeros(2, num_positions).to(points_P2)
     share_GC, score_GC = _goals(found, won_GC)
     share_P[position], score_P[position] = share_GC[won_GC], score_GC[won_GC]
-    return Assignment(
-        owner_P=owner_P.where(owner_P < num_objects, -1), share_P=share_P, score_P=score_P
-    )
+    return Assignment(owner_P=owner_P.where(owner_P < num_objects, -1), share_P=share_P, score_P=score_P)
 
 
 def _candidates(
@@ -115,7 +106,7 @@ def _candidates(
 
 
 def _owners(found: Candidates, proposed_GC: Tensor, num_positions: int) -> Tensor:
-    """The best aligned of the objects that propose to each position, the first of equals; G for none: (P,)."""
+    """The best aligned of the objects that propose to each position, the first of equals: (P,); G if none."""
     position = found.position_GC[proposed_GC]
     alignment = found.alignment_GC[proposed_GC]
     objects = proposed_GC.nonzero()[:, 0]
@@ -127,9 +118,9 @@ def _owners(found: Candidates, proposed_GC: Tensor, num_positions: int) -> Tenso
 
 
 def _first_choices(found: Candidates, num_positions: int) -> Tensor:
-    """Which candidate each object gets where it may have one: a stable matching, as (G, C) with one True a row.
+    """Which candidate each object gets where it may have one, as (G, C) with at most one True a row.
 
-    Every object asks its best candidate; whoever is turned down asks the next.
+    A stable matching: every object asks its best candidate, and whoever is turned down asks the next.
     """
     num_objects, num_candidates = found.valid_GC.shape
     objects_G = torch.arange(num_objects, device=found.valid_GC.device)

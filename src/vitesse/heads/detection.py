@@ -10,6 +10,7 @@ N detections, P positions (or anchors), K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from torch import Tensor
 from vitesse.errors import ConfigError, DataError
 
 Target = Mapping[str, Tensor]
-"""Of one image: `boxes` (G, 4) float, `labels` (G,) int64 from 0, and for masks `masks` (G, H, W) of 0 and 1."""
+"""Of one image: `boxes` (G, 4) float, `labels` (G,) int64 from 0, where asked `masks` (G, H, W) of 0 and 1."""
 Losses = dict[str, Tensor]
 """Each a scalar and ready weighted: their sum is what to minimise."""
 Detections = tuple[Tensor, ...]
 """`boxes` (B, N, 4), `scores` (B, N) in 0..1 with the highest first, `labels` (B, N) int64; of instance
 segmentation also `masks` (B, N, 28, 28), probabilities over each box. What is left of the N is all zero."""
+MIN_SIDE = 1e-3
+"""Pixels that a box must have in both directions."""
 
 
 def check_targets(
@@ -58,10 +61,8 @@ def _check_shapes(index: int, target: Target, mask_size: tuple[int, ...] | None)
     count = len(target["boxes"])
     wanted = {"boxes": (count, 4), "labels": (count,), "masks": (count, *(mask_size or ()))}
     for key in keys:
-        if tuple(target[key].shape) != wanted[key]:
-            raise DataError(
-                f"targets of image {index}: expected {key} of shape {wanted[key]}, got {tuple(target[key].shape)}"
-            )
+        if (shape := tuple(target[key].shape)) != wanted[key]:
+            raise DataError(f"targets of image {index}: expected {key} of shape {wanted[key]}, got {shape}")
 
 
 def _check_values(targets: Sequence[Target], num_classes: int) -> None:
@@ -76,11 +77,10 @@ def _check_values(targets: Sequence[Target], num_classes: int) -> None:
     while index >= len(targets[image]["boxes"]):
         index -= len(targets[image]["boxes"])
         image += 1
+    what = f"a label in 0..{num_classes - 1}, got {labels[first].item()}"
     if bad_box[first]:
-        what = "finite left < right and top < bottom", tuple(boxes[first].tolist())
-    else:
-        what = f"a label in 0..{num_classes - 1}", labels[first].item()
-    raise DataError(f"targets of image {image}: object {index}: expected {what[0]}, got {what[1]}")
+        what = f"finite left < right and top < bottom, got {boxes[first].tolist()}"
+    raise DataError(f"targets of image {image}: object {index}: expected {what}")
 
 
 def clip_boxes(boxes_BN4: Tensor, image_size: Sequence[int]) -> Tensor:
@@ -90,6 +90,12 @@ def clip_boxes(boxes_BN4: Tensor, image_size: Sequence[int]) -> Tensor:
     return torch.stack(
         (left.clamp(0, width), top.clamp(0, height), right.clamp(0, width), bottom.clamp(0, height)), -1
     )
+
+
+def decode(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor, image_size: Sequence[int]) -> Tensor:
+    """The boxes that a `BoxCoder` of torchvision makes of deltas and anchors, clipped: (B, N, 4)."""
+    boxes = coder.decode_single(deltas_BN4.flatten(0, 1), anchors_BN4.flatten(0, 1))
+    return clip_boxes(boxes.view_as(deltas_BN4), image_size)
 
 
 def gather(x_BN: Tensor, index_BM: Tensor) -> Tensor:
@@ -113,21 +119,23 @@ def best_pairs(scores_BPK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def suppress(
-    scores_BM: Tensor,
-    boxes_BM4: Tensor,
-    labels_BM: Tensor,
+    candidates: Sequence[tuple[Tensor, Tensor, Tensor]],
     image_size: Sequence[int],
     *,
     max_overlap: float,
     min_score: float,
     count: int,
 ) -> Detections:
-    """The `count` best of many candidates that overlap no better one of their class by more than `max_overlap`.
+    """The `count` best candidates that overlap no better one of their class by more than `max_overlap`.
 
-    What is left of the count is all zero.
+    Boxes without area are none. What is left of the count is all zero.
+
+    Args:
+        candidates: scores (B, M), boxes (B, M, 4) and labels (B, M) of each level.
     """
     from torchvision.ops import nms  # takes seconds to import, and not all heads need it
 
+    scores_BM, boxes_BM4, labels_BM = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
     apart_BM4 = boxes_BM4 + (labels_BM * (max(image_size) + 1)).unsqueeze(-1)  # classes never overlap
     kept_BM = torch.stack(
         [
@@ -135,7 +143,8 @@ def suppress(
             for apart_M4, scores_M in zip(apart_BM4.unbind(), scores_BM.unbind(), strict=True)
         ]
     )
-    kept_BM = kept_BM * (scores_BM > min_score)
+    has_area_BM = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]).amin(2) > MIN_SIDE
+    kept_BM = kept_BM * (scores_BM > min_score) * has_area_BM
     scores_BN, index_BN = (scores_BM * kept_BM).topk(min(count, scores_BM.shape[1]), dim=1)
     found_BN = scores_BN > 0
     boxes_BN4 = gather(boxes_BM4, index_BN) * found_BN.unsqueeze(-1)

@@ -33,7 +33,9 @@ class SeparableConv(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         super().__init__(
-            ConvNorm(channels, channels, 3, groups=channels), ConvNorm(channels, channels), nn.ReLU(inplace=True)
+            ConvNorm(channels, channels, 3, groups=channels),
+            ConvNorm(channels, channels),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -127,13 +129,15 @@ class EndToEndHead(nn.Module):
         """Losses of both predictors. The levels learn from `one_to_many` alone."""
         assert self.one_to_many is not None
         points_P2, strides_P = positions(levels, self.one_to_one.strides)
-        found = {}
+        found: Losses = {}
         for name, predictor, unique in (
             ("one_to_many", self.one_to_many, False),
             ("one_to_one", self.one_to_one, True),
         ):
             logits_BPK, boxes_BP4 = predictor([x.detach() for x in levels] if unique else levels)
-            classify, locate = dense_losses(logits_BPK, boxes_BP4, points_P2, strides_P, targets, unique=unique)
+            classify, locate = dense_losses(
+                logits_BPK, boxes_BP4, points_P2, strides_P, targets, unique=unique
+            )
             found |= {f"{name}_class": classify, f"{name}_box": locate}
         return found
 
@@ -149,11 +153,13 @@ def dense_losses(
 ) -> tuple[Tensor, Tensor]:
     """Of the classes, binary cross-entropy with the wanted scores; of the boxes, GIoU and distance.
 
-    Classes are summed and divided by the sum of all wanted scores, boxes averaged by the shares of their positions
-    in their objects, so that each object counts as much, however badly it is found yet. To GIoU comes the mean
-    distance of the sides in strides, which still pulls where boxes hardly overlap.
+    Classes are summed and divided by the sum of all wanted scores, boxes averaged by the shares of their
+    positions in their objects, so that each object counts as much, however badly it is found yet. GIoU is
+    joined by the mean distance of the sides in strides, which still pulls where boxes hardly overlap.
     """
-    from torchvision.ops import generalized_box_iou_loss  # takes seconds to import, and only training needs it
+    from torchvision.ops import (
+        generalized_box_iou_loss,
+    )  # takes seconds to import, and only training needs it
 
     scores_BPK, wanted_BPK = logits_BPK.detach().sigmoid(), torch.zeros_like(logits_BPK)
     predicted, actual, strides, shares = [], [], [], []

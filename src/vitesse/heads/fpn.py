@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def plain_conv(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution with bias and nothing after it: (B, in_chans, H, W) to (B, out_chans, H/stride, W/stride)."""
+    """A bare convolution with bias: (B, in_chans, H, W) to (B, out_chans, H/stride, W/stride)."""
     conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2)
     nn.init.xavier_uniform_(conv.weight)
     assert conv.bias is not None
@@ -29,12 +29,12 @@ def plain_conv(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> n
 
 
 class FeaturePyramid(nn.Module):
-    """Feature maps by name to one map (B, channels, ceil(H/stride), ceil(W/stride)) a stride, finest first.
+    """Feature maps by name to one map (B, channels, H/stride, W/stride) a stride, finest first.
 
     Every map that takes part goes through a 1x1 convolution and gets the coarser ones added, enlarged by
-    repetition; a 3x3 convolution smooths the sum. Levels finer than the backbone's are 2x2 transposed
-    convolutions of the sum before them, coarser ones 3x3 convolutions of stride 2, the first on the backbone's
-    last map.
+    repetition; a 3x3 convolution smooths the sum. Levels finer than the backbone's come from 2x2 transposed
+    convolutions of the finest sum, coarser ones from 3x3 convolutions of stride 2 on the backbone's last map.
+    A level covers the whole image, and may hang over its border.
 
     Args:
         features: the backbone's maps, finest first; those finer than the first stride are left out.
@@ -60,7 +60,9 @@ class FeaturePyramid(nn.Module):
         self.upsamples = nn.ModuleList(nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in finer)
         self.outputs = nn.ModuleList(conv(channels, channels, 3) for _ in smoothed)
         widths = [used[-1].channels, *[channels] * (len(strides) - len(smoothed))]
-        self.coarser = nn.ModuleList(plain_conv(narrow, wide, 3, stride=2) for narrow, wide in pairwise(widths))
+        self.coarser = nn.ModuleList(
+            plain_conv(narrow, wide, 3, stride=2) for narrow, wide in pairwise(widths)
+        )
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         sums = [lateral(features[name]) for name, lateral in zip(self.names, self.laterals, strict=True)]

@@ -22,7 +22,7 @@ from vitesse.heads.detection import (
     Target,
     best_pairs,
     check_targets,
-    clip_boxes,
+    decode,
     gather,
     suppress,
 )
@@ -52,15 +52,15 @@ class RetinaHead(nn.Module):
         if self.training:
             return self.losses(levels, check_targets(targets, images, self.num_classes))
         size = images.shape[2:]
-        candidates = self._candidates(levels, *self.outputs(levels).values(), size)
-        return suppress(*candidates, size, max_overlap=MAX_OVERLAP, min_score=MIN_SCORE, count=MAX_DETECTIONS)
+        candidates = self._candidates(levels, size)
+        return suppress(candidates, size, max_overlap=MAX_OVERLAP, min_score=MIN_SCORE, count=MAX_DETECTIONS)
 
     def outputs(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Class logits (B, P, K) and box deltas (B, P, 4) of all anchors."""
         return {name: upcast(values) for name, values in self.predict(list(levels)).items()}
 
     def losses(self, levels: Sequence[Tensor], targets: Sequence[Target]) -> Losses:
-        """Focal loss of the classes and L1 of the boxes, each over an image's matched anchors, then their mean."""
+        """Focal loss of classes and L1 of boxes, each over an image's matched anchors, then their mean."""
         anchors_P4 = torch.cat(self.anchors.by_level(levels))
         matched = [self._match(anchors_P4, target["boxes"]) for target in targets]
         anchors = [anchors_P4] * len(targets)
@@ -75,18 +75,15 @@ class RetinaHead(nn.Module):
         return matched_P
 
     def _candidates(
-        self, levels: Sequence[Tensor], logits_BPK: Tensor, deltas_BP4: Tensor, image_size: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, levels: Sequence[Tensor], image_size: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The best pairs of anchor and class of each level: scores (B, M), boxes (B, M, 4), labels (B, M)."""
         parts = []
         anchors = self.anchors.by_level(levels)
         counts = [len(anchors_P4) for anchors_P4 in anchors]
-        for anchors_P4, level_BPK, level_BP4 in zip(
-            anchors, logits_BPK.split(counts, 1), deltas_BP4.split(counts, 1), strict=True
-        ):
-            scores_BM, chosen_BM, labels_BM = best_pairs(level_BPK.sigmoid(), CANDIDATES_PER_LEVEL)
-            chosen_BM4 = gather(level_BP4, chosen_BM)
-            boxes = self.coder.decode_single(chosen_BM4.flatten(0, 1), anchors_P4[chosen_BM].flatten(0, 1))
-            parts.append((scores_BM, clip_boxes(boxes.view_as(chosen_BM4), image_size), labels_BM))
-        scores_BM, boxes_BM4, labels_BM = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
-        return scores_BM, boxes_BM4, labels_BM
+        outputs = (torch.split(values, counts, dim=1) for values in self.outputs(levels).values())
+        for anchors_P4, logits_BPK, deltas_BP4 in zip(anchors, *outputs, strict=True):
+            scores_BM, chosen_BM, labels_BM = best_pairs(logits_BPK.sigmoid(), CANDIDATES_PER_LEVEL)
+            boxes_BM4 = decode(self.coder, gather(deltas_BP4, chosen_BM), anchors_P4[chosen_BM], image_size)
+            parts.append((scores_BM, boxes_BM4, labels_BM))
+        return parts

@@ -44,7 +44,7 @@ class Detector(DenseModel):
         """Losses by name of `targets` while training, see `heads.detection`; in evaluation `Detections`.
 
         Raises:
-            ConfigError: the channels differ from `spec.in_chans`, a side is too short, or targets are missing.
+            ConfigError: the channels differ from `spec.in_chans`, a side is too short, no targets are given.
             DataError: targets that cannot be.
         """
         levels = self.neck(self.forward_features(x_BCHW))

@@ -286,8 +286,8 @@ def keymap_for(name: str) -> KeyMap:
     return next(known, KeyMap(renames=_OWN))
 
 
-# The papers' detectors under mmdet's names, beside what their backbones are called: (ours, mmdet's). After the
-# papers' configurations and code; no file was at hand to compare with.
+# The papers' detectors beside their backbones: (ours, mmdet's). From the papers' configurations and code; no
+# file was at hand to compare with.
 MMDET = "mmdet"
 
 PYRAMID = (
