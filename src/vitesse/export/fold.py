@@ -2,8 +2,8 @@
 
 Normalisations go into their convolution or linear layer, a skip around a depthwise convolution into its
 kernel, the softmax scale into the queries, a distillation head into the classifier; tables of attention
-biases are gathered; enlarging a map becomes two matrix products. The arithmetic is in float64; the folded
-model is float32.
+biases are gathered; enlarging a map becomes two matrix products; what only helps a detector to train is
+left out. The arithmetic is in float64; the folded model is float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitesse.errors import ExportError
+from vitesse.heads.fcos import EndToEndHead
 from vitesse.heads.upsample import MatrixUpsample, Upsample
 from vitesse.layers import ClassifierHead, ConvNorm, NormLinear, Residual
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
@@ -101,6 +102,13 @@ def _fold_single_head(attention: SingleHeadSelfAttention) -> nn.Module:
     return attention
 
 
+def _fold_end_to_end(head: EndToEndHead) -> nn.Module:
+    """Only the predictor whose best are the result stays."""
+    head.one_to_many = None
+    _fold_children(head)
+    return head
+
+
 def _scale(conv: nn.Conv2d, outputs: slice, factor: float) -> None:
     for parameter in (conv.weight, cast(Tensor, conv.bias)):
         parameter.data[outputs] *= factor
@@ -128,6 +136,7 @@ _RULES: dict[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     CascadedGroupAttention: _fold_cascade,
     SingleHeadSelfAttention: _fold_single_head,
     Upsample: lambda upsample: MatrixUpsample(upsample.factor).eval(),
+    EndToEndHead: _fold_end_to_end,
 }
 
 

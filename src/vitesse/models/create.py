@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import (  # noqa: F401  (register)
+    detectors,
     efficientvit_mit,
     efficientvit_msra,
     efficientvit_seg,

@@ -340,3 +340,50 @@ def keymap_for(name: str) -> KeyMap:
     """The key map of a model by its name; a model of no known series has our names only."""
     known = (keymap for pattern, keymap in _SERIES.items() if fnmatchcase(name, pattern))
     return next(known, KeyMap(renames=_OWN))
+
+
+# The papers' detectors beside their backbones: (ours, mmdet's). From the papers' configurations and code; no
+# file was at hand to compare with.
+MMDET = "mmdet"
+
+PYRAMID = (
+    ("neck.laterals.<s>", "neck.lateral_convs.<s>.conv"),
+    ("neck.upsamples.<s>", "neck.extra_trans_convs.<s>.conv"),
+    ("neck.outputs.0", "neck.extra_fpn_convs.0.conv"),
+)
+
+RETINANET = (
+    ("neck.outputs.<s+1>", "neck.fpn_convs.<s>.conv"),
+    ("head.predict.classification_head.conv.<i>.0", "bbox_head.cls_convs.<i>.conv"),
+    ("head.predict.classification_head.cls_logits", "bbox_head.retina_cls"),
+    ("head.predict.regression_head.conv.<i>.0", "bbox_head.reg_convs.<i>.conv"),
+    ("head.predict.regression_head.bbox_reg", "bbox_head.retina_reg"),
+)
+
+MASK_RCNN = (
+    ("neck.outputs.1", "neck.extra_fpn_convs.1.conv"),
+    ("neck.outputs.<s+2>", "neck.fpn_convs.<s>.conv"),
+    ("head.propose.head.conv.0.0", "rpn_head.rpn_conv"),
+    ("head.propose.head.cls_logits", "rpn_head.rpn_cls"),
+    ("head.propose.head.bbox_pred", "rpn_head.rpn_reg"),
+    ("head.regions.box_head.fc6", "roi_head.bbox_head.shared_fcs.0"),
+    ("head.regions.box_head.fc7", "roi_head.bbox_head.shared_fcs.1"),
+    ("head.regions.box_predictor.classifier", "roi_head.bbox_head.fc_cls"),
+    ("head.regions.box_predictor.regressor", "roi_head.bbox_head.fc_reg"),
+    ("head.regions.mask_head.<i>.0", "roi_head.mask_head.convs.<i>.conv"),
+    ("head.regions.mask_predictor.upsample", "roi_head.mask_head.upsample"),
+    ("head.regions.mask_predictor.classifier", "roi_head.mask_head.conv_logits"),
+)
+
+
+def _mmdet(detector: Iterable[tuple[str, str]], backbone: Iterable[tuple[str, str, str]]) -> KeyMap:
+    coarsest = ("neck.coarser.0", "neck.fpn_convs.3.conv")
+    table = (coarsest, *PYRAMID, *detector, *((ours, original) for ours, _, original in backbone))
+    return KeyMap(renames=_OWN | {MMDET: (_renaming(table, 1, 0), _renaming(table, 0, 1))})
+
+
+_SERIES |= {
+    f"{kind}_{family}*": _mmdet(detector, backbone)
+    for kind, detector in (("retinanet", RETINANET), ("mask_rcnn", MASK_RCNN))
+    for family, backbone in (("efficientvit_m", EFFICIENTVIT_MSRA), ("shvit_", SHVIT))
+}
