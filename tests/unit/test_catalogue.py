@@ -154,8 +154,8 @@ def test_an_architecture_without_weights_says_so():
 def test_weights_in_a_pickle_file_are_told_their_way():
     message = (
         "efficientvit_seg_l1_ade20k: .* fetch efficientvit_seg_l1_ade20k.pt from "
-        "huggingface.co/han-cai/efficientvit-seg and run `vitesse convert efficientvit_seg_l1_ade20k.pt --model "
-        "efficientvit_seg_l1_ade20k --out"
+        "huggingface.co/han-cai/efficientvit-seg and run `vitesse convert efficientvit_seg_l1_ade20k.pt "
+        "--model efficientvit_seg_l1_ade20k --out"
     )
     with pytest.raises(WeightsError, match=message):
         catalogue.resolve("efficientvit_seg_l1_ade20k")

@@ -129,7 +129,7 @@ def show_training(result: Any, model: str, artefact: Artefact | None = None, *, 
             }
         )
     else:
-        print(f"top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%} on {scores.images} pictures: {checkpoint}")
+        print(f"{scores.explain()} on {scores.images} pictures: {checkpoint}")
         print(f"report: {result.report}")
         if artefact is not None:
             show_export(artefact, [], as_json=False)

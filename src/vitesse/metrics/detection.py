@@ -65,7 +65,7 @@ class BoxScores:
 
     def explain(self) -> str:
         """In a few words."""
-        return f"AP {self.ap:.3f}, at half overlap {self.ap50:.3f}"
+        return f"AP {self.ap:.1%}, AP50 {self.ap50:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

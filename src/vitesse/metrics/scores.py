@@ -41,7 +41,7 @@ class Scores:
 
     def explain(self) -> str:
         """In a few words."""
-        return f"top-1 {self.top1:.3f}, top-5 {self.top5:.3f}"
+        return f"top-1 {self.top1:.1%}, top-5 {self.top5:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; without slots where there are none."""

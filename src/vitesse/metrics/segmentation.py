@@ -43,7 +43,7 @@ class MapScores:
 
     def explain(self) -> str:
         """In a few words."""
-        return f"mean IoU {self.miou:.3f}, pixels right {self.accuracy:.3f}"
+        return f"mean IoU {self.miou:.1%}, pixels right {self.accuracy:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -36,7 +36,6 @@ class Detector(DenseModel):
     ) -> None:
         super().__init__(spec, backbone)
         self.neck, self.head = neck, head
-        self.fresh_prefixes = ("neck.", "head.")
         self.freeze_norm = freeze_norm
         self.train()
 
