@@ -1,4 +1,4 @@
-"""Accuracy of whatever names a model, on labelled pictures."""
+"""Accuracy of whatever names a model, on pictures that say what is in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.sources import open_source, take, unseen
-from vitesse.metrics import Showing, outcomes_in_groups, read_label_sets, score_label_sets, with_classes
+from vitesse.data.contract import Pictures
+from vitesse.data.sources import take, unseen
+from vitesse.errors import ConfigError
+from vitesse.metrics import (
+    EXAMINATIONS,
+    Figures,
+    Showing,
+    open_for,
+    outcomes_in_groups,
+    read_label_sets,
+    score_label_sets,
+    with_classes,
+)
 from vitesse.predictors import load
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
@@ -19,6 +30,10 @@ from vitesse.spec import to_mapping
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.engines import Engine
+    from vitesse.runtime.predictor import Predictor
+
+DENSE_BATCH = 8
+"""Pictures a run of what looks at large ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,32 @@ class Evaluation:
         return {key: value for key, value in record if value is not None and key not in left_out}
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseEvaluation:
+    """What `evaluate` measured of a detector or segmenter: its `BoxScores` or `MapScores`.
+
+    The rest is as of `Evaluation`.
+    """
+
+    model: str
+    engine: str
+    precision: str
+    scores: Figures
+    img_per_s: float
+    engine_img_per_s: float
+
+    @property
+    def refused(self) -> int:
+        """Pictures that could not be read."""
+        return self.scores.refused
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record, with the scores in it."""
+        record = to_mapping(self)
+        del record["scores"]
+        return record | self.scores.to_dict()
+
+
 class _Timed:
     """An engine with the pictures it was shown and the seconds it took."""
 
@@ -89,14 +130,14 @@ def evaluate(
     image_size: int | tuple[int, int] | None = None,
     ensemble: bool = False,
     labels: str | Path | None = None,
-) -> Evaluation:
-    """Accuracy of an artefact, a checkpoint or a published model on labelled pictures.
+) -> Evaluation | DenseEvaluation:
+    """Accuracy of an artefact, a checkpoint or a published model on pictures that say what is in them.
 
     Args:
-        data: anything `open_source` reads.
+        data: anything that `open_source` reads, for a detector `open_boxes`, for a segmenter `open_maps`.
         model, engine, arch, threads, image_size: see `vitesse.load`.
         split: of `data`.
-        batch_size: pictures a run of the model.
+        batch_size: pictures a run of the model; of a detector or segmenter at most `DENSE_BATCH`.
         limit: at most so many pictures, drawn by seed 0.
         ensemble: of a multiplexed model, show every picture in every slot and take the mean.
         labels: other labels for these pictures, any of several, see `vitesse.metrics.read_label_sets`.
@@ -105,7 +146,6 @@ def evaluate(
         DataError: the data cannot be read, or its classes or the other labels do not fit the model.
         VitesseError: the model cannot be loaded, see `vitesse.load`.
     """
-    everything = open_source(data, split)
     predictor = load(
         model,
         engine=engine,
@@ -116,6 +156,14 @@ def evaluate(
         ensemble=ensemble,
     )
     manifest = predictor.artefact.manifest
+    everything = open_for(manifest.task, data, split)
+    if manifest.task != "classify":
+        if labels is not None or ensemble:
+            raise ConfigError(
+                f"{'labels' if labels else 'ensemble'}: expected a classifier, {manifest.model.name} is none"
+            )
+        batch_size = predictor.artefact.input_shape[0] or min(batch_size, DENSE_BATCH)
+        return _evaluate_dense(predictor, unseen(everything, manifest.provenance), limit, batch_size)
     width, num_classes = manifest.mux_width, len(manifest.class_names)
     source = with_classes(take(unseen(everything, manifest.provenance), limit), manifest.class_names)
     sets = None if labels is None else read_label_sets(labels, everything, num_classes)
@@ -135,4 +183,23 @@ def evaluate(
         agreement=agreement,
         **vars(found.scores(source)),
         **{f"labels_{key}": value for key, value in others.items()},
+    )
+
+
+def _evaluate_dense(
+    predictor: Predictor, everything: Pictures, limit: int | None, batch_size: int
+) -> DenseEvaluation:
+    manifest = predictor.artefact.manifest
+    exam = EXAMINATIONS[manifest.task]
+    source = exam.of_classes(take(everything, limit), manifest.class_names)
+    timed, started = _Timed(predictor.engine), time.perf_counter()
+    showing = Showing(preprocess=manifest.preprocess, batch_size=batch_size)
+    scores = exam.find(timed, source, showing).scores(source)
+    return DenseEvaluation(
+        model=manifest.model.name,
+        engine=timed.name,
+        precision=manifest.precision,
+        scores=scores,
+        img_per_s=timed.images / (time.perf_counter() - started),
+        engine_img_per_s=timed.images / timed.seconds,
     )

@@ -31,7 +31,7 @@ def ship(result: TrainResult, folder: str | Path, precision: str = "fp32") -> Ar
     artefact = export(
         result.best,
         folder / "model.onnx",
-        data=cast(Source, result.val_source),
+        data=result.val_source,
         precision=precision,
         calibrate=cast(Source, result.train_source) if precision == "int8" else None,
         trained_on=result.data,

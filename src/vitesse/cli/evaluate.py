@@ -24,7 +24,8 @@ def run(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="Class folders, a list of files, Parquet, WebDataset shards, or SET:FOLDER."
+            metavar="DATA",
+            help="Class folders, a list, Parquet, shards, SET:FOLDER; COCO, YOLO or VOC boxes; label maps.",
         ),
     ],
     model: Model = None,
@@ -48,7 +49,7 @@ def run(
     ensemble: Ensemble = False,
     as_json: Json = False,
 ) -> int:
-    """Measure accuracy, calibration and speed on labelled pictures.
+    """Measure accuracy and speed, of a classifier also calibration, on pictures that say what is in them.
 
     \b
     Examples:
@@ -57,6 +58,7 @@ def run(
       vitesse evaluate cifar100/ --engine openvino --json
       vitesse evaluate imagenet/ --model efficientvit_m5 --engine torch
       vitesse evaluate imagenet/ --labels real.json
+      vitesse evaluate boxes/ --model detector.onnx
     """
     from vitesse.cli.show import show_evaluation
     from vitesse.evaluate import evaluate

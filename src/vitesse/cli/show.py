@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitesse.progress import say, track
 
 if TYPE_CHECKING:
-    from vitesse.evaluate import Evaluation
+    from vitesse.evaluate import DenseEvaluation, Evaluation
     from vitesse.inputs import Picture
     from vitesse.results import Record
     from vitesse.runtime.artefact import Artefact
@@ -22,6 +22,8 @@ BAR_FROM = 50
 """A progress bar is worth its import from so many pictures on."""
 
 BAR_WIDTH = 20
+EQUAL = ("equal_pixels", "equal_boxes")
+"""Of a manifest's parity, what is a share."""
 DONE, FAILED, SOME_REFUSED = 0, 1, 3
 
 
@@ -136,10 +138,19 @@ def show_training(result: Any, model: str, artefact: Artefact | None = None, *, 
     return SOME_REFUSED if result.refused or scores.refused else DONE
 
 
-def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
+def show_evaluation(result: Evaluation | DenseEvaluation, *, as_json: bool) -> int:
     """The scores."""
+    from vitesse.evaluate import DenseEvaluation
+
     if as_json:
         print_json(result.to_dict())
+    elif isinstance(result, DenseEvaluation):
+        refused = f", {result.refused} refused" if result.refused else ""
+        print(
+            f"{result.model} ({result.precision}, {result.engine}): {result.scores.explain()} on "
+            f"{result.scores.images} pictures{refused}"
+        )
+        print(_rates(result))
     else:
         refused = f", {result.refused} refused" if result.refused else ""
         print(
@@ -158,11 +169,15 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
                 f"  {result.mux_width} pictures share a pass: worst slot {min(result.slots):.2%}, best "
                 f"{max(result.slots):.2%}; beside other pictures {result.agreement:.2%} keep their label"
             )
-        print(
-            f"  {result.img_per_s:.1f} pictures a second from file to label, "
-            f"{result.engine_img_per_s:.1f} in the engine alone"
-        )
+        print(_rates(result))
     return SOME_REFUSED if result.refused else DONE
+
+
+def _rates(result: Evaluation | DenseEvaluation) -> str:
+    return (
+        f"  {result.img_per_s:.1f} pictures a second from file to label, "
+        f"{result.engine_img_per_s:.1f} in the engine alone"
+    )
 
 
 def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) -> int:
@@ -176,17 +191,20 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
             del target["manifest"]
         print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy), "targets": targets})
         return DONE
-    images, equal_pixels = parity.pop("images", None), parity.pop("equal_pixels", None)
+    images, equal_pixels, equal_boxes = (parity.pop(key, None) for key in ("images", *EQUAL))
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
     made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
-    print(f"  largest difference of logits from torch on {images} images{made_from}: {engines}")
+    what = "scores" if artefact.manifest.task == "detect" else "logits"
+    print(f"  largest difference of {what} from torch on {images} images{made_from}: {engines}")
     if equal_pixels is not None:
         print(f"  pixels with torch's class: {equal_pixels:.3%}")
+    if equal_boxes is not None:
+        print(f"  torch's surest boxes found: {equal_boxes:.1%}")
     if accuracy:
-        print(
-            f"  top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on {accuracy['images']} pictures"
-        )
+        names = {"top1": "top-1", "top5": "top-5", "ap": "AP", "ap50": "AP50", "miou": "mean IoU"}
+        figures = [f"{name} {accuracy[key]:.2%}" for key, name in names.items() if key in accuracy]
+        print(f"  {', '.join(figures)} on {accuracy['images']} pictures")
     for target in targets:
         print(f"{target['out']}: {_proof(target)}")
     return DONE

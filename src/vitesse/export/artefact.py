@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.sources import open_source, unseen
+from vitesse.data.sources import unseen
 from vitesse.errors import ConfigError, DataError, ImageError
 from vitesse.export.fold import fold
 from vitesse.export.half import to_half
@@ -20,7 +20,7 @@ from vitesse.export.onnx import as_proto, to_onnx, write_artefact
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import Showing, outcomes_in_groups, with_classes
+from vitesse.metrics import EXAMINATIONS, Showing, open_for, outcomes_in_groups
 from vitesse.models.backbone import VisionModel
 from vitesse.models.loading import load_torch
 from vitesse.provenance import versions
@@ -30,9 +30,12 @@ from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import Manifest, PreprocessSpec, Task
 
 if TYPE_CHECKING:
+    from vitesse.data.contract import Pictures
     from vitesse.data.sources import Source
 
 PARITY_IMAGES: Mapping[Task, int] = {"classify": 32, "detect": 4, "segment": 4}
+DENSE_BATCH = 4
+"""Pictures a run of what looks at large ones."""
 HELD_OUT = "held out of training"
 """What the manifest calls the split of pictures that training left out of data without splits."""
 
@@ -41,7 +44,7 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
-    data: str | Path | Source | None = None,
+    data: str | Path | Pictures | None = None,
     split: str = "test",
     arch: str | None = None,
     precision: str = "fp32",
@@ -57,10 +60,10 @@ def export(
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
         out: the `.onnx` file; an existing one is replaced only when the new one is proven.
-        data: labelled pictures, as `open_source` reads them. Parity is proven on the first of them, and the
-            accuracy of the written file is measured on all of them; where the model was trained on data
-            without splits, on those that were held out. Without it parity is proven on noise and the
-            manifest holds no accuracy.
+        data: pictures that say what is in them, as `vitesse.evaluate` takes them. Parity is proven on the
+            first of them, and the accuracy of the written file is measured on all of them; where the model
+            was trained on data without splits, on those that were held out. Without it parity is proven on
+            noise and the manifest holds no accuracy.
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
         precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
@@ -83,7 +86,7 @@ def export(
     check_formats(formats, precision)
     module, found_manifest = load_torch(model, arch)
     check_groups(formats, found_manifest.mux_width)
-    _check_task(found_manifest.task, {"--data": data, "--calibrate": calibrate, "--format": formats})
+    _check_task(found_manifest.task, {"--calibrate": calibrate, "--format": formats})
     manifest = replace(
         found_manifest,
         precision="fp16" if precision == "fp16" else "fp32",
@@ -93,9 +96,9 @@ def export(
     )
     source, dataset = None, {}
     if data is not None:
-        everything = open_source(data, split)
+        everything = open_for(manifest.task, data, split)
         chosen = unseen(everything, manifest.provenance)
-        source = with_classes(chosen, manifest.class_names)
+        source = EXAMINATIONS[manifest.task].of_classes(chosen, manifest.class_names)
         dataset = _called(data, split if chosen is everything else HELD_OUT, trained_on)
     preprocess = manifest.preprocess
     count = PARITY_IMAGES[manifest.task]
@@ -123,7 +126,7 @@ def export(
     return read_artefact(out)
 
 
-def _called(data: str | Path | Source, split: str, name: str) -> dict[str, Any]:
+def _called(data: str | Path | Pictures, split: str, name: str) -> dict[str, Any]:
     """What the manifest calls the pictures that a file was scored on."""
     if isinstance(data, (str, Path)):
         return {"dataset": Path(data).name, "split": split}
@@ -158,9 +161,13 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
     return read_artefact(path)
 
 
-def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
+def _accuracy(artefact: Artefact, source: Any) -> Mapping[str, Any]:
     engine = create_engine(artefact, "onnxruntime")
     manifest = artefact.manifest
+    if manifest.task != "classify":
+        showing = Showing(preprocess=manifest.preprocess, batch_size=artefact.input_shape[0] or DENSE_BATCH)
+        figures = EXAMINATIONS[manifest.task].find(engine, source, showing).scores(source)
+        return {"engine": engine.name, **figures.brief(), "images": figures.images}
     showing = Showing(preprocess=manifest.preprocess, mux_width=manifest.mux_width)
     found, agreement = outcomes_in_groups(engine, source, showing)
     scores = found.scores(source)
@@ -168,7 +175,7 @@ def _accuracy(artefact: Artefact, source: Source) -> Mapping[str, Any]:
     return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
 
 
-def _real_images(source: Source, preprocess: PreprocessSpec, count: int) -> NDArray[np.float32]:
+def _real_images(source: Pictures, preprocess: PreprocessSpec, count: int) -> NDArray[np.float32]:
     """The first `count` readable pictures of a source, preprocessed: (B, C, H, W)."""
     tensors: list[NDArray[np.float32]] = []
     for index in range(len(source)):

@@ -6,10 +6,15 @@ from vitesse.metrics.label_sets import read_label_sets, score_label_sets
 from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups, score
 from vitesse.metrics.scores import Outcomes, Scores, calibration_error, label_ranks
 from vitesse.metrics.segmentation import MapScorer, MapScores
+from vitesse.metrics.tasks import EXAMINATIONS, Examination, Figures, Found, open_for
 
 __all__ = [
+    "EXAMINATIONS",
     "BoxScorer",
     "BoxScores",
+    "Examination",
+    "Figures",
+    "Found",
     "MapScorer",
     "MapScores",
     "Outcomes",
@@ -17,6 +22,7 @@ __all__ = [
     "Showing",
     "calibration_error",
     "label_ranks",
+    "open_for",
     "outcomes",
     "outcomes_in_groups",
     "read_label_sets",

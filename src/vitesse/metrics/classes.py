@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from vitesse.data.contract import Pictures
 from vitesse.data.sources import Relabelled
 from vitesse.errors import DataError
 
 if TYPE_CHECKING:
     from vitesse.data.sources import Source
+
+P = TypeVar("P", bound=Pictures)
 
 
 def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
@@ -33,6 +36,26 @@ def with_classes(source: Source, class_names: tuple[str, ...]) -> Source:
     table = np.zeros(max(used) + 1, np.int64)
     table[list(index_of)] = list(index_of.values())
     return Relabelled(source, table[source.labels], class_names)
+
+
+def same_classes(source: P, class_names: tuple[str, ...]) -> P:
+    """A source of boxes or label maps as it is, where its classes are those of a model.
+
+    Case, spaces and underscores do not matter.
+
+    Raises:
+        DataError: they are not, or stand in another order.
+    """
+    if [*map(_plain, source.class_names)] != [*map(_plain, class_names)]:
+        raise DataError(
+            f"the model has the classes {_listed(class_names)}, the data has {_listed(source.class_names)}: "
+            "take data with the model's classes in their order"
+        )
+    return source
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def check_label(label: int, num_classes: int) -> None:

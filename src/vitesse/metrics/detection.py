@@ -63,9 +63,13 @@ class BoxScores:
         """What makes weights the best ones."""
         return self.ap
 
+    def brief(self) -> dict[str, float]:
+        """The two figures to know, by their keys."""
+        return {"ap": self.ap, "ap50": self.ap50}
+
     def explain(self) -> str:
         """In a few words."""
-        return f"AP {self.ap:.1%}, AP50 {self.ap50:.1%}"
+        return f"AP {self.ap:.2%}, AP50 {self.ap50:.2%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -39,9 +39,13 @@ class Scores:
         """What makes weights the best ones."""
         return self.top1
 
+    def brief(self) -> dict[str, float]:
+        """The two figures to know, by their keys."""
+        return {"top1": self.top1, "top5": self.top5}
+
     def explain(self) -> str:
         """In a few words."""
-        return f"top-1 {self.top1:.1%}, top-5 {self.top5:.1%}"
+        return f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; without slots where there are none."""

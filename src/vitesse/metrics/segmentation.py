@@ -41,9 +41,13 @@ class MapScores:
         """What makes weights the best ones."""
         return self.miou
 
+    def brief(self) -> dict[str, float]:
+        """The two figures to know, by their keys."""
+        return {"miou": self.miou, "accuracy": self.accuracy}
+
     def explain(self) -> str:
         """In a few words."""
-        return f"mean IoU {self.miou:.1%}, pixels right {self.accuracy:.1%}"
+        return f"mean IoU {self.miou:.2%}, pixels right {self.accuracy:.2%}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

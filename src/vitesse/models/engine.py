@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +11,6 @@ from torch import nn
 
 from vitesse.models.backbone import VisionModel
 from vitesse.runtime.engines import checked_outputs
-
-
-def deployed(model: nn.Module) -> nn.Module:
-    """The model as an artefact has it: giving what its task promises (`vitesse.spec.Manifest`)."""
-    make = getattr(model, "deployed", None)
-    return model if make is None else cast(nn.Module, make())
 
 
 class TorchEngine:

@@ -16,6 +16,7 @@ from torch import nn
 from vitesse.catalogue import models
 from vitesse.data.contract import Pictures
 from vitesse.errors import TrainingError
+from vitesse.metrics import Found
 from vitesse.provenance import provenance
 from vitesse.spec import ModelSpec, PreprocessSpec, to_mapping
 from vitesse.train.checkpoint import Checkpoints, Progress
@@ -23,7 +24,7 @@ from vitesse.train.recipe import Recipe, recipe_values
 from vitesse.train.record import REFUSED_FILE, RunLog
 from vitesse.train.report import RunRecord, write_report
 from vitesse.train.sharding import whole
-from vitesse.train.tasks import Found, Task, task_of
+from vitesse.train.tasks import Task, task_of
 from vitesse.weights.files import save_weights
 
 REPORT_FILE = "report.html"

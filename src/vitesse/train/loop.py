@@ -21,6 +21,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
 from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
+from vitesse.metrics import Figures, Found
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
 from vitesse.train.checkpoint import Checkpoints, Progress
@@ -34,7 +35,7 @@ from vitesse.train.sharding import whole
 from vitesse.train.skipped import go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
-from vitesse.train.tasks import Figures, Found, check_kind, task_of
+from vitesse.train.tasks import check_kind, task_of
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50

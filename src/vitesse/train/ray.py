@@ -71,7 +71,7 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
             if started:
                 ray.shutdown()
     return TrainResult(
-        scores=from_mapping(task.figures, outcome["scores"]),
+        scores=from_mapping(task.exam.figures, outcome["scores"]),
         refused=tuple(outcome["refused"]),
         data=Path(data).name,
         train_source=train_source,

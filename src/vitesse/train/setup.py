@@ -52,10 +52,10 @@ def splits(task: Task, data: str | Path, recipe: Recipe) -> tuple[Pictures, Pict
         DataError: the data cannot be read, its splits hold different classes, or none is held out.
     """
     try:
-        train_source, val_source = task.open(data, "train"), task.open(data, "val")
+        train_source, val_source = task.exam.open(data, "train"), task.exam.open(data, "val")
     except DataError as error:
         try:
-            whole = task.open(data, None)
+            whole = task.exam.open(data, None)
         except DataError:
             raise error from None  # there are splits, and one of them cannot be read
         train_source, val_source = hold_out(whole, HELD_OUT_SHARE, recipe.seed)

@@ -17,14 +17,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vitesse.data.contract import Pictures
 from vitesse.data.subset import part_of, take
 from vitesse.errors import DataError, ImageError
-from vitesse.metrics import Showing
-from vitesse.models.engine import TorchEngine, deployed
+from vitesse.metrics import Found, Showing
+from vitesse.models.engine import TorchEngine
 from vitesse.progress import track
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.stopping import StoppableEngine, StopSignals
-from vitesse.train.tasks import Found, Task
+from vitesse.train.tasks import Task
 from vitesse.train.together import from_all
 
 BN_BATCH = 100
@@ -47,7 +47,7 @@ def validate(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = np.arange(rank, len(source), world)
-    engine = StoppableEngine(TorchEngine(deployed(weights), accelerator.device), signals)
+    engine = StoppableEngine(TorchEngine(weights, accelerator.device), signals)
     showing = Showing(
         preprocess=preprocess,
         workers=max(1, recipe.workers),
@@ -57,13 +57,13 @@ def validate(
     def ask() -> Found | DataError:
         part = part_of(source, mine) if world > 1 else source
         try:
-            return task.find(engine, part, showing).of_pictures(mine)
+            return task.exam.find(engine, part, showing).of_pictures(mine)
         except DataError as error:  # a part without a readable picture matters only where all are so
             return error
 
     parts = from_all(accelerator, ask)
     if found := [part for part in parts if not isinstance(part, DataError)]:
-        return task.joined(found)
+        return task.exam.joined(found)
     raise next(part for part in parts if isinstance(part, DataError))
 
 

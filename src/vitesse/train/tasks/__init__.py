@@ -10,11 +10,11 @@ from vitesse.data.annotated import kind_of
 from vitesse.errors import ConfigError
 from vitesse.models import registered_models
 from vitesse.train.tasks.classify import Classify
-from vitesse.train.tasks.contract import Figures, Found, Loss, Task
+from vitesse.train.tasks.contract import Loss, Task
 from vitesse.train.tasks.detect import Detect
 from vitesse.train.tasks.segment import Segment
 
-__all__ = ["STARTERS", "Figures", "Found", "Loss", "Task", "check_kind", "task_of"]
+__all__ = ["STARTERS", "Loss", "Task", "check_kind", "task_of"]
 
 STARTERS = {
     "classify": "efficientvit_m5",
@@ -31,10 +31,8 @@ def check_kind(data: str | Path | Any, task: Task, model: str) -> None:
         ConfigError: the data is annotated for another task than the model's.
     """
     kind = kind_of(data)
-    if kind != task.name:
-        raise ConfigError(
-            f"{data}: is annotated to {kind}, {model} is there to {task.name}; take --model {STARTERS[kind]}"
-        )
+    if TASKS[kind] is not task:
+        raise ConfigError(f"{data}: is annotated to {kind}, {model} is not; take --model {STARTERS[kind]}")
 
 
 def task_of(model: str) -> Task:

@@ -5,9 +5,8 @@ Shape suffixes: B images, C channels, H rows, W columns, N pictures of the sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,33 +18,27 @@ from torch import Tensor, nn
 from vitesse.data.check import check_data, check_trainable, class_balance
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
-from vitesse.data.sources import Source, open_source
+from vitesse.data.sources import Source
 from vitesse.data.transforms import Augment, DeviceTransform, mix_batches
-from vitesse.metrics import Outcomes, Scores, Showing, outcomes
+from vitesse.metrics import EXAMINATIONS, Outcomes
 from vitesse.spec import PreprocessSpec
 from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.objective import Objective
 from vitesse.train.recipe import Recipe, expect
 from vitesse.train.report import TOP1, TOP5, Measure, Predictions
-from vitesse.train.tasks.contract import Figures
 from vitesse.train.teacher import Teacher, cached_logits, load_teacher
 
 if TYPE_CHECKING:
-    from vitesse.runtime.engines import Engine
     from vitesse.train.folder import RunFacts
 
 
 class Classify:
     """See `Task`."""
 
-    name = "classify"
     recipe = "finetune"
-    figures: type[Figures] = Scores
+    exam = EXAMINATIONS["classify"]
     measures: tuple[Measure, ...] = (TOP1, TOP5)
     counted = "picture"
-
-    def open(self, data: str | Path, split: str | None) -> Source:
-        return open_source(data, split)
 
     def check(self, source: Pictures) -> None:
         check_trainable(cast(Source, source))
@@ -86,9 +79,6 @@ class Classify:
         mux_width = getattr(accelerator.unwrap_model(model), "mux_width", 1)
         return LabelLoss(facts.recipe, facts.preprocess, objective, targets, accelerator.device, mux_width)
 
-    def find(self, engine: Engine, source: Pictures, showing: Showing) -> Outcomes:
-        return outcomes(engine, cast(Source, source), showing)
-
     def explained(self, found: Outcomes, source: Pictures) -> dict[str, Any]:
         predictions = Predictions(
             labels_N=found.labels_B,
@@ -99,9 +89,6 @@ class Classify:
             source=source,
         )
         return {"predictions": predictions}
-
-    def joined(self, parts: Sequence[Outcomes]) -> Outcomes:
-        return Outcomes.joined(parts)
 
 
 class LabelLoss:

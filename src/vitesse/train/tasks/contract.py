@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
-from vitesse.metrics import Showing
+from vitesse.metrics import Examination
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import Measure
 
 if TYPE_CHECKING:
-    from vitesse.runtime.engines import Engine
     from vitesse.train.folder import RunFacts
 
 
@@ -37,61 +35,20 @@ class Loss(Protocol):
         """Pictures that teach nothing, for a process that can read none."""
 
 
-class Figures(Protocol):
-    """What an evaluation comes to: a frozen dataclass."""
-
-    @property
-    def images(self) -> int:
-        """Pictures that it is of."""
-
-    @property
-    def refused(self) -> int:
-        """Pictures that could not be read."""
-
-    @property
-    def best_by(self) -> float:
-        """What makes weights the best ones, 0 to 1."""
-
-    def explain(self) -> str:
-        """In a few words."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-
-
-class Found(Protocol):
-    """What a model found in pictures, before it is scored."""
-
-    def of_pictures(self, indices: NDArray[np.int64]) -> Found:
-        """The same, where the pictures were those of `indices` in a larger source."""
-
-    def scores(self, source: Any) -> Figures:
-        """The figures, of a source that these pictures are from."""
-
-
 class Task(Protocol):
     """What training asks of a task.
 
     Attributes:
-        name: `classify`, `detect` or `segment`.
         recipe: the name of the one that is taken where none is named.
-        figures: the kind that an evaluation comes to.
-        measures: of these, what a report shows, the one that decides first.
+        exam: how its pictures are opened and scored.
+        measures: of the figures, what a report shows, the one that decides first.
         counted: what there is so much of in `amounts`.
     """
 
-    name: str
     recipe: str
-    figures: type[Figures]
+    exam: Examination
     measures: tuple[Measure, ...]
     counted: str
-
-    def open(self, data: str | Path, split: str | None) -> Pictures:
-        """The pictures of a split with what they teach.
-
-        Raises:
-            DataError: the data cannot be read.
-        """
 
     def check(self, source: Pictures) -> None:
         """
@@ -133,15 +90,5 @@ class Task(Protocol):
             check: called where this takes long; may raise.
         """
 
-    def find(self, engine: Engine, source: Pictures, showing: Showing) -> Found:
-        """What an engine makes of the pictures of a source.
-
-        Raises:
-            DataError: no picture could be read.
-        """
-
     def explained(self, found: Any, source: Pictures) -> dict[str, Any]:
         """What a report says of it, of `RunRecord`: `predictions`, or `class_tables` and `shown`."""
-
-    def joined(self, parts: Sequence[Any]) -> Found:
-        """What was found in parts of a source, as one."""

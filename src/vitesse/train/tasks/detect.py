@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,41 +11,33 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitesse.data.annotated import open_boxes
 from vitesse.data.check_dense import check_boxes
 from vitesse.data.contract import Pictures
 from vitesse.data.dense import BoxSource
 from vitesse.data.joint import AugmentBoxes, BoxTarget
 from vitesse.data.loader import Batch
-from vitesse.metrics import Showing
-from vitesse.metrics.dense import BoxesFound, find_boxes
-from vitesse.metrics.detection import BoxScores
+from vitesse.metrics import EXAMINATIONS
+from vitesse.metrics.dense import BoxesFound
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import ClassTable, Measure
-from vitesse.train.tasks.contract import Figures
 from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
 from vitesse.train.tasks.shown import worst_boxes
 
 if TYPE_CHECKING:
-    from vitesse.runtime.engines import Engine
     from vitesse.train.folder import RunFacts
 
 
 class Detect:
     """See `Task`."""
 
-    name = "detect"
     recipe = "detect"
-    figures: type[Figures] = BoxScores
+    exam = EXAMINATIONS["detect"]
     measures: tuple[Measure, ...] = (
         Measure(key="ap", name="average precision", short="AP"),
         Measure(key="ap50", name="average precision at half overlap", short="AP50"),
     )
     counted = "object"
-
-    def open(self, data: str | Path, split: str | None) -> BoxSource:
-        return open_boxes(data, split)
 
     def check(self, source: Pictures) -> None:
         check_pictures(source)
@@ -84,9 +75,6 @@ class Detect:
     ) -> BoxLoss:
         return BoxLoss(facts.recipe, facts.preprocess, model, accelerator.device)
 
-    def find(self, engine: Engine, source: Pictures, showing: Showing) -> BoxesFound:
-        return find_boxes(engine, cast(BoxSource, source), showing)
-
     def explained(self, found: BoxesFound, source: Pictures) -> dict[str, Any]:
         boxes = cast(BoxSource, source)
         scores = found.scores(boxes)
@@ -95,9 +83,6 @@ class Detect:
             ClassTable(name="AP50", explained="the same at half overlap", values=scores.class_ap50),
         )
         return {"class_tables": tables, "shown": worst_boxes(found, boxes)}
-
-    def joined(self, parts: Sequence[BoxesFound]) -> BoxesFound:
-        return BoxesFound.joined(parts)
 
 
 class BoxLoss:

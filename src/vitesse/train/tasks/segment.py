@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,42 +12,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.data.annotated import open_maps
 from vitesse.data.check_dense import check_maps
 from vitesse.data.contract import Pictures
 from vitesse.data.dense import IGNORE, MapSource
 from vitesse.data.joint import AugmentMaps
 from vitesse.data.loader import Batch
 from vitesse.errors import ImageError
-from vitesse.metrics import Showing
-from vitesse.metrics.dense import MapsCounted, count_maps
-from vitesse.metrics.segmentation import MapScores
+from vitesse.metrics import EXAMINATIONS
+from vitesse.metrics.dense import MapsCounted
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import ClassTable, Measure
-from vitesse.train.tasks.contract import Figures
 from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
 from vitesse.train.tasks.shown import worst_maps
 
 if TYPE_CHECKING:
-    from vitesse.runtime.engines import Engine
     from vitesse.train.folder import RunFacts
 
 
 class Segment:
     """See `Task`."""
 
-    name = "segment"
     recipe = "segment"
-    figures: type[Figures] = MapScores
+    exam = EXAMINATIONS["segment"]
     measures: tuple[Measure, ...] = (
         Measure(key="miou", name="mean IoU", short="mIoU"),
         Measure(key="accuracy", name="pixels right", short="pixels"),
     )
     counted = "pixel"
-
-    def open(self, data: str | Path, split: str | None) -> MapSource:
-        return open_maps(data, split)
 
     def check(self, source: Pictures) -> None:
         check_pictures(source)
@@ -91,17 +82,11 @@ class Segment:
     ) -> PixelLoss:
         return PixelLoss(facts.recipe, facts.preprocess, model, accelerator.device)
 
-    def find(self, engine: Engine, source: Pictures, showing: Showing) -> MapsCounted:
-        return count_maps(engine, cast(MapSource, source), showing)
-
     def explained(self, found: MapsCounted, source: Pictures) -> dict[str, Any]:
         maps = cast(MapSource, source)
         explained = "intersection over union of what is found and what is there"
         table = ClassTable(name="IoU", explained=explained, values=found.scores(maps).class_iou)
         return {"class_tables": (table,), "shown": worst_maps(found, maps)}
-
-    def joined(self, parts: Sequence[MapsCounted]) -> MapsCounted:
-        return MapsCounted.joined(parts)
 
 
 class PixelLoss:
