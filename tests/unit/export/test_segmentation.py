@@ -41,9 +41,15 @@ def a_shallow_b0() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(settled: Callable[..., Any]) -> nn.Module:
-    """Of three classes that differ from place to place."""
+    """Of three classes, each the largest somewhere, with logits of about 1."""
     model = settled(NAME, SIZE)
-    nn.init.normal_(model.head.classifier.weight, generator=torch.Generator().manual_seed(0))
+    classifier = model.head.classifier
+    nn.init.normal_(classifier.weight, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits_BKhw = model(pictures(8, SIZE))
+        classifier.bias -= logits_BKhw.mean((0, 2, 3))
+        for parameter in classifier.parameters():
+            parameter /= logits_BKhw.std()
     return model
 
 
