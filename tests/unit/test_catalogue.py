@@ -152,13 +152,12 @@ def test_an_architecture_without_weights_says_so():
 
 
 def test_weights_in_a_pickle_file_are_told_their_way():
-    message = (
-        "efficientvit_seg_l1_ade20k: .* fetch efficientvit_seg_l1_ade20k.pt from "
-        "huggingface.co/han-cai/efficientvit-seg and run `vitesse convert efficientvit_seg_l1_ade20k.pt "
-        "--model efficientvit_seg_l1_ade20k --out"
-    )
-    with pytest.raises(WeightsError, match=message):
-        catalogue.resolve("efficientvit_seg_l1_ade20k")
+    name = "efficientvit_seg_l1_ade20k"
+    place = f"fetch {name}.pt from huggingface.co/han-cai/efficientvit-seg"
+    with pytest.raises(
+        WeightsError, match=f"{name}: .* {place} and run `vitesse convert {name}.pt --model {name}"
+    ):
+        catalogue.resolve(name)
 
 
 @pytest.mark.parametrize(

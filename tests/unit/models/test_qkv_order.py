@@ -107,6 +107,14 @@ def test_every_way_to_load_foreign_weights_checks_them(trained, tmp_path):
     load_weights(target, right)
 
 
+def test_a_model_on_such_a_backbone_checks_its_weights(trained):
+    target = build(ModelSpec(name="efficientvit_seg_b0_cityscapes", num_classes=3))
+    bare = {key: tensor for key, tensor in trained.state_dict().items() if not key.startswith("head.")}
+    load_weights(target, bare, strict=False)
+    with pytest.raises(WeightsError, match="all q, then all k, then all v"):
+        load_weights(target, with_global_order(trained).state_dict(), strict=False)
+
+
 def test_convert_refuses_it_and_writes_nothing(trained, tmp_path):
     out = tmp_path / "out.safetensors"
     torch.save(trained.state_dict(), tmp_path / "good.pth")
