@@ -671,7 +671,9 @@ def test_a_class_without_pictures_is_told_and_trained_around(
 
 
 def test_labels_out_of_range_are_refused(data: Path, tmp_path: Path, run: Run) -> None:
-    source = FileSource(sorted(data.rglob("*.png")), [0] * 20 + [1] * 40, ["a", "b"])
+    source = FileSource(
+        data, [str(path) for path in sorted(data.rglob("*.png"))], [0] * 20 + [1] * 40, ["a", "b"]
+    )
     source.labels[7] = 2
     with pytest.raises(DataError, match="expected a label of 0 to 1, got 2"):
         run(source, tmp_path / "run")
