@@ -1,15 +1,20 @@
 """Files that are whole or absent: written under a temporary name, synced, then renamed.
 
-A kill at any moment leaves the last good file; at worst a hidden `.NAME.TOKEN.tmp` stays beside it.
+A kill at any moment leaves the last good file; at worst a hidden `.NAME.TOKEN.tmp` stays beside it, which
+`sweep` removes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+LEFT_BEHIND = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.[^.]+)?", re.DOTALL)
+"""The temporary names of `atomic_path`."""
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -44,6 +49,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _sync(target.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers left right in a folder, while nobody writes there."""
+    for path in folder.glob(".*.tmp*"):
+        if LEFT_BEHIND.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -34,7 +34,13 @@ def say(message: str) -> None:
 
 def is_first_process() -> bool:
     """Whether this process speaks for all that train together."""
-    return os.environ.get("RANK", "0") == "0"
+    return not other_rank()
+
+
+def other_rank() -> str:
+    """The number of this process among those that train together, and nothing in the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else rank
 
 
 def _bar(items: Iterable[T], description: Description, total: int | None) -> Iterator[T]:

@@ -97,6 +97,15 @@ def test_debug_gives_a_traceback_for_this_command_alone(vitesse, tmp_path):
     assert again == plain
 
 
+def test_of_several_processes_all_but_the_first_say_whose_error_it_is(vitesse, one_error, monkeypatch):
+    gone = ("predict", "a.jpg", "--model", "gone.onnx")
+    monkeypatch.setenv("RANK", "0")
+    said = one_error(vitesse(*gone), 1)
+    assert "rank" not in said
+    monkeypatch.setenv("RANK", "2")
+    assert one_error(vitesse(*gone), 1) == f"rank 2: {said}"
+
+
 def test_a_bug_is_one_line_that_asks_for_a_report(vitesse, one_error, monkeypatch):
     def broken():
         raise ZeroDivisionError("by\nzero")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from vitesse.cli import run
-from vitesse.data.sources import HELD_OUT_SHARE, FileSource, hold_out, open_source, take
+from vitesse.data.sources import HELD_OUT_SHARE, FileSource, Relabelled, hold_out, open_source, take
 from vitesse.errors import DataError
 from vitesse.evaluate import evaluate
 from vitesse.metrics import Showing, label_ranks, outcomes, outcomes_in_groups, score, with_classes
@@ -74,9 +74,7 @@ def test_every_readable_picture_counts_once(
     (root / "red" / "008.png").unlink()
     (root / "red" / "008.png").mkdir()
     source = open_source(root)
-    wrong = FileSource(
-        [Path(source.name(i)) for i in range(len(source))], (source.labels + 1) % 3, ("a", "b", "c")
-    )
+    wrong = Relabelled(source, (source.labels + 1) % 3, ("a", "b", "c"))
     good, bad = (score(MeanColour(), s, replace(SHOWING, batch_size=batch_size)) for s in (source, wrong))
     assert (good.top1, good.images, good.refused) == (1.0, 25, 2)
     assert bad.top1 == 0.0
@@ -86,14 +84,14 @@ def test_labels_beyond_the_models_classes_are_named(
     tmp_path: Path, paint_classes: Callable[..., Path]
 ) -> None:
     root = paint_classes(tmp_path, per_class=1)
-    files = sorted(root.rglob("*.png"))
-    source = FileSource(files, [0, 1, 7], [str(i) for i in range(8)])
+    files = [str(path) for path in sorted(root.rglob("*.png"))]
+    source = FileSource(root, files, [0, 1, 7], [str(i) for i in range(8)])
     with pytest.raises(DataError, match="the model has 3 classes, the data has label 7"):
         score(MeanColour(), source, SHOWING)
 
 
 def test_nothing_readable_is_an_error_not_a_zero(tmp_path: Path) -> None:
-    source = FileSource([tmp_path / "absent.png"], [0], ["a"])
+    source = FileSource(tmp_path, ["absent.png"], [0], ["a"])
     with pytest.raises(DataError, match="no picture could be read"):
         score(MeanColour(), source, SHOWING)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vitesse.files import atomic_path, write_atomically
+from vitesse.files import atomic_path, sweep, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -77,3 +77,29 @@ with atomic_path({str(path)!r}) as temporary, open(temporary, "wb") as file:
         time.sleep(0.02)
         writer.send_signal(signal.SIGKILL)
     assert path.read_bytes() == b"good" * 1000
+    left = {*tmp_path.iterdir()} - {path}
+    assert len(left) == 1
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_killed_writers_left_is_swept(tmp_path):
+    token = "0123456789ab"
+    own = [f".a.{token}.tmp", f".a.b.{token}.tmp.safetensors", f"..hidden.{token}.tmp"]
+    others = [
+        ".a.tmp",
+        f"a.{token}.tmp",
+        ".a.0123.tmp",
+        f".a.{token.upper()}.tmp",
+        f".a.{token}.tmp.b.c",
+        "b.tmp",
+    ]
+    (tmp_path / "below").mkdir()
+    (tmp_path / f".folder.{token}.tmp").mkdir()
+    for name in [*own, *others, f"below/{own[0]}"]:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*others, "below", f".folder.{token}.tmp"}
+    assert (tmp_path / "below" / own[0]).exists()
+    sweep(tmp_path / "absent")

@@ -89,7 +89,7 @@ def test_batches_are_joined_in_their_order() -> None:
 
 
 def pictures(*names: str) -> FileSource:
-    return FileSource([Path("val") / name for name in names], [0] * len(names), ["a", "b", "c"])
+    return FileSource(Path("val"), names, [0] * len(names), ["a", "b", "c"])
 
 
 VALIDATION = [f"ILSVRC2012_val_{number:08}.JPEG" for number in (3, 1, 4)]

@@ -14,6 +14,7 @@ import typer.main
 
 from vitesse.cli import bench, convert, doctor, evaluate, export, models, predict, push, train
 from vitesse.errors import ConfigError, StoppedError, VitesseError
+from vitesse.progress import other_rank
 
 DONE, FAILED, WRONG_USAGE, SOME_REFUSED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 DEBUG = "VITESSE_DEBUG"
@@ -78,7 +79,9 @@ def run(arguments: Sequence[str]) -> int:
         if context.get("debug") or os.environ.get(DEBUG):
             traceback.print_exc()
         message, code = _explain(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        # The others say theirs too: it may be of that process alone.
+        whose = f"rank {rank}: " if (rank := other_rank()) else ""
+        print(f"error: {whose}{' '.join(message.split())}", file=sys.stderr)
         return code
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)

@@ -68,7 +68,7 @@ class BoxFiles(PictureFiles):
         masks: bool = True,
         notes: Sequence[Note] = (),
     ) -> None:
-        super().__init__(files, class_names)
+        super().__init__(Path(), [*map(str, files)], class_names)
         self.notes = tuple(notes)
         self.category_ids = tuple(range(len(class_names)) if category_ids is None else category_ids)
         self.relative = relative
@@ -77,7 +77,7 @@ class BoxFiles(PictureFiles):
         # as text: a fraction of the memory of lists of numbers, and shared by processes that only read
         self._segments = [[_packed(one.segment) for one in objects] for objects in drawn] if masks else []
         self.has_masks = any(any(segments) for segments in self._segments)
-        self.fingerprint = self._digest()
+        self.fingerprint = self._digest(files)
 
     def boxes(self, index: int) -> Boxes:
         """See `BoxSource`."""
@@ -120,11 +120,11 @@ class BoxFiles(PictureFiles):
         )
         return boxes, tuple(faults)
 
-    def _digest(self) -> str:
+    def _digest(self, files: Sequence[Path]) -> str:
         rows = [np.column_stack([t.corners_N4, t.labels_N, t.crowd_N, t.area_N]) for t in self._tables]
         counts = [len(table.labels_N) for table in self._tables]
         segments = hashlib.sha256(b"\n".join(one for of in self._segments for one in of)).hexdigest()
-        names = [file.name for file in self.files] + [str(count) for count in counts] + [segments]
+        names = [file.name for file in files] + [str(count) for count in counts] + [segments]
         return digest(names, np.concatenate([np.zeros((0, 7)), *rows]), self.class_names)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,40 +25,64 @@ from vitesse.progress import say
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 FILE_COLUMNS = ("file", "path", "image", "file_name")
+NAME_CODEC = ("utf-8", "surrogatepass")
+"""Of a file's name as Python has it, also where its bytes are no text."""
 
 Row = tuple[int, dict[str, Any]]
 """A line number, from 1, and the line's values by column."""
 
 
 class PictureFiles:
-    """What sources of picture files share."""
+    """Picture files, whatever is known of them.
+
+    Names lie in one piece of memory, which processes that read share: a million takes 50 MB, and would take
+    300 MB as an object each.
+
+    Args:
+        root: a folder.
+        files: relative to it, or absolute.
+    """
 
     blocks: tuple[int, ...] = ()
 
-    def __init__(self, files: Sequence[Path], class_names: Sequence[str]) -> None:
-        self.files, self.class_names = list(files), tuple(class_names)
+    def __init__(self, root: Path, files: Sequence[str], class_names: Sequence[str]) -> None:
+        self.root, self.class_names = root, tuple(class_names)
+        encoded = [file.encode(*NAME_CODEC) for file in files]
+        self._names, self._ends = b"".join(encoded), np.cumsum([0, *map(len, encoded)])
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._ends) - 1
 
     def name(self, index: int) -> str:
-        return str(self.files[index])
+        return str(self._path(index))
 
     def read(self, index: int) -> bytes:
-        return self.files[index].read_bytes()
+        return self._path(index).read_bytes()
 
     def sizes(self) -> NDArray[np.int64]:
-        return np.fromiter(map(_size, self.files), np.int64, len(self.files))
+        return np.fromiter(map(self._bytes, range(len(self))), np.int64, len(self))
+
+    def _path(self, index: int) -> Path:
+        return self.root / self._names[self._ends[index] : self._ends[index + 1]].decode(*NAME_CODEC)
+
+    def _bytes(self, index: int) -> int:
+        try:
+            return self._path(index).stat().st_size
+        except (OSError, ValueError):  # ValueError: no file can have such a name
+            return 0
 
 
 class FileSource(PictureFiles):
-    """Picture files with a list of labels."""
+    """Picture files with a list of labels; arguments as of `PictureFiles`."""
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]) -> None:
-        super().__init__(files, class_names)
+    def __init__(
+        self, root: Path, files: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
+    ) -> None:
+        super().__init__(root, files, class_names)
         self.labels = np.asarray(labels, dtype=np.int64)
         check_labels(self)
-        self.fingerprint = digest([file.name for file in self.files], self.labels, self.class_names)
+        names = [*map(os.path.basename, files)]
+        self.fingerprint = digest(names, self.labels, self.class_names)
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -74,12 +99,12 @@ def read_class_folders(root: Path) -> FileSource:
     Raises:
         DataError: there are no class folders, or no picture in any of them.
     """
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
     folders = subfolders(root)
     for label, folder in enumerate(folders):
         pictures = sorted(filter(_is_picture, folder.rglob("*")))
-        files += pictures
+        files += [folder.name + str(picture)[len(str(folder)) :] for picture in pictures]
         labels += [label] * len(pictures)
     loose = sum(map(_is_picture, root.iterdir()))
     if not files:
@@ -92,7 +117,7 @@ def read_class_folders(root: Path) -> FileSource:
         )
     if loose:
         say(f"{root}: {loose} pictures are in no class folder and are left out")
-    return FileSource(files, labels, [folder.name for folder in folders])
+    return FileSource(root, files, labels, [folder.name for folder in folders])
 
 
 def read_list(path: Path, split: str | None = None) -> FileSource:
@@ -114,14 +139,14 @@ def read_list(path: Path, split: str | None = None) -> FileSource:
         )
     values = [_cell(path, row, "label", (str, int)) for row in rows]
     labels, class_names = index_labels(values, lambda position: f"{path}: line {rows[position][0]}")
-    files = [path.parent / _cell(path, row, column, (str,)) for row in rows]
+    files = [_cell(path, row, column, (str,)) for row in rows]
     chosen = of_split(path, range(len(rows)), split, lambda position: _split_of(rows[position]))
-    if not any(files[position].is_file() for position in chosen):
-        line, first = rows[chosen[0]][0], files[chosen[0]]
+    if not any((path.parent / files[position]).is_file() for position in chosen):
+        line, first = rows[chosen[0]][0], path.parent / files[chosen[0]]
         raise DataError(
             f"{path}: line {line}: no file {first}, nor any other; files are relative to the list's folder"
         )
-    return FileSource([files[i] for i in chosen], labels[chosen].tolist(), class_names)
+    return FileSource(path.parent, [files[i] for i in chosen], labels[chosen].tolist(), class_names)
 
 
 def read_index_list(root: Path) -> FileSource:
@@ -141,15 +166,8 @@ def read_index_list(root: Path) -> FileSource:
     class_names = list(numbered_classes(labels, lambda position: f"{path}: line {rows[position][0]}"))
     for label, (_, row) in zip(labels.tolist(), rows, strict=True):
         class_names[label] = row.get("name") or class_names[label]
-    files = [root / "images" / (row["file"] if row.get("file") else f"{row['wnid']}.jpg") for _, row in rows]
-    return FileSource(files, labels.tolist(), class_names)
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
+    files = [row["file"] if row.get("file") else f"{row['wnid']}.jpg" for _, row in rows]
+    return FileSource(root / "images", files, labels.tolist(), class_names)
 
 
 def _is_picture(file: Path) -> bool:

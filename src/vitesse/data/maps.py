@@ -102,10 +102,10 @@ class MapFiles(PictureFiles):
     def __init__(
         self, files: Sequence[Path], maps: Sequence[Path], legend: Legend, notes: Sequence[Note] = ()
     ) -> None:
-        super().__init__(files, legend.class_names)
+        super().__init__(Path(), [*map(str, files)], legend.class_names)
         self.maps, self.legend, self.colours, self.notes = list(maps), legend, legend.colours, tuple(notes)
         sizes = np.array([file.stat().st_size for file in self.maps])  # changes with what is drawn
-        self.fingerprint = digest([file.name for file in self.files], sizes, self.class_names)
+        self.fingerprint = digest([file.name for file in files], sizes, self.class_names)
 
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """See `MapSource`."""

@@ -114,9 +114,8 @@ def _flowers(root: Path, split: str) -> Source:
     )
     labels = _matlab(folder / "imagelabels.mat")["labels"].astype(np.int64)[numbers - 1] - 1
     names = require("torchvision.datasets", "train").Flowers102.classes
-    return FileSource(
-        [folder / "jpg" / f"image_{n:05d}.jpg" for n in numbers.tolist()], labels.tolist(), names
-    )
+    files = [f"image_{number:05d}.jpg" for number in numbers.tolist()]
+    return FileSource(folder / "jpg", files, labels.tolist(), names)
 
 
 def _pets(root: Path, split: str) -> Source:
@@ -126,7 +125,7 @@ def _pets(root: Path, split: str) -> Source:
     labels = [int(label) - 1 for _, label, *_ in rows]
     breeds = {label: row[0].rpartition("_")[0] for label, row in zip(labels, rows, strict=True)}
     names = [breeds[label].replace("_", " ").title() for label in range(len(breeds))]
-    return FileSource([folder / "images" / f"{row[0]}.jpg" for row in rows], labels, names)
+    return FileSource(folder / "images", [f"{row[0]}.jpg" for row in rows], labels, names)
 
 
 def _cars(root: Path, split: str) -> Source:
@@ -135,9 +134,7 @@ def _cars(root: Path, split: str) -> Source:
     rows = np.atleast_1d(_matlab(folder / listed)["annotations"])
     labels = rows["class"].astype(np.int64) - 1
     names = np.atleast_1d(_matlab(folder / "devkit" / "cars_meta.mat")["class_names"]).tolist()
-    return FileSource(
-        [folder / f"cars_{split}" / str(name) for name in rows["fname"]], labels.tolist(), names
-    )
+    return FileSource(folder / f"cars_{split}", [str(name) for name in rows["fname"]], labels.tolist(), names)
 
 
 def _imagenet(root: Path, split: str) -> Source:

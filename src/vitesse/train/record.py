@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from vitesse.errors import ConfigError, TrainingError, require
-from vitesse.files import write_atomically
+from vitesse.files import sweep, write_atomically
 from vitesse.progress import say
 from vitesse.train.recipe import Recipe, recipe_values
 
@@ -45,9 +45,14 @@ class RunLog:
             _start_trackers(accelerator, folder, recipe)
 
     def begin(self, step: int, epochs: int) -> None:
-        """Go on after a step, with so many epochs closed; rows after that are forgotten, and come again."""
+        """Go on after a step, with so many epochs closed; rows after that are forgotten, and come again.
+
+        What an earlier session left half written is removed.
+        """
         if not self.writes:
             return
+        for folder in (self.folder, *self.folder.glob("checkpoints/*")):
+            sweep(folder)
         yaml = require("yaml", "train")
         with self.survived("the recipe"):
             text = yaml.safe_dump(recipe_values(self.recipe), sort_keys=False)

@@ -18,7 +18,7 @@ from vitesse.data.check import (
     find_duplicates,
     find_unreadable,
 )
-from vitesse.data.sources import FileSource, open_source
+from vitesse.data.sources import FileSource, Source, open_source
 from vitesse.errors import DataError
 
 PaintClasses = Callable[..., Path]
@@ -38,6 +38,10 @@ def checked(photos: Path, **options: bool) -> DataCheck:
 
 def copy(photos: Path, source: str, target: str) -> None:
     (photos / target).write_bytes((photos / source).read_bytes())
+
+
+def names_of(source: Source) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
 
 
 def test_good_data_needs_two_lines(photos: Path) -> None:
@@ -117,11 +121,11 @@ def test_each_picture_is_read_once(photos: Path, decode: bool) -> None:
             return super().read(index)
 
     train, val = (
-        Counting(found.files, found.labels, found.class_names)
+        Counting(found.root, names_of(found), found.labels, found.class_names)
         for found in (open_source(photos, "train"), open_source(photos, "val"))
     )
     check_data(train, val, decode=decode, workers=3)
-    assert sorted(reads) == sorted(map(str, train.files + val.files))
+    assert sorted(reads) == sorted(names_of(train) + names_of(val))
 
 
 def test_the_parts_answer_alone(photos: Path) -> None:

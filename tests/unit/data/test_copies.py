@@ -110,8 +110,8 @@ def test_where_too_much_were_to_be_read_nothing_is(
 
 def test_what_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    files = [tmp_path / "empty.png", *(tmp_path / f"absent {index}.png" for index in range(19))]
-    assert [len(part) for part in hold_out(FileSource(files, [0] * 20, ["a"]), 0.1, 0)] == [18, 2]
+    files = ["empty.png", *(f"absent {index}.png" for index in range(19))]
+    assert [len(part) for part in hold_out(FileSource(tmp_path, files, [0] * 20, ["a"]), 0.1, 0)] == [18, 2]
 
 
 def files(folder: Path, pictures: list[bytes]) -> Source:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,7 +175,7 @@ def test_an_absent_split_lists_those_that_exist(tmp_path: Path) -> None:
 def test_holding_out_splits_every_class_and_loses_nothing(counts: list[int], share: float, seed: int) -> None:
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     source = FileSource(
-        [Path(str(i)) for i in range(len(labels))], labels, [str(i) for i in range(len(counts))]
+        Path("absent"), [*map(str, range(len(labels)))], labels, [*map(str, range(len(counts)))]
     )
     kept, held_out = hold_out(source, share, seed)
     names = [kept.name(i) for i in range(len(kept))] + [held_out.name(i) for i in range(len(held_out))]
@@ -183,9 +185,35 @@ def test_holding_out_splits_every_class_and_loses_nothing(counts: list[int], sha
     assert again.fingerprint == held_out.fingerprint
 
 
+def test_names_of_files_take_little_memory() -> None:
+    files = [f"n{index % 100:08}/n{index % 100:08}_{index:07}.JPEG" for index in range(20_000)]
+    labels = np.zeros(len(files), np.int64)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        source = FileSource(Path("train"), files, labels, ["a"])
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / len(files) < 64
+    assert [source.name(i) for i in (0, 19_999)] == [f"train/{files[0]}", f"train/{files[-1]}"]
+
+
+def test_any_name_of_a_file_will_do(tmp_path: Path) -> None:
+    names = ["é 漢.png", os.fsdecode(b"\xff\xfe.png"), "deep/er/a.png", str(tmp_path / "elsewhere" / "b.png")]
+    for index, name in enumerate(names):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_bytes(b"x" * (index + 1))
+    unreal = ["\ud800.png", "a\0b.png", "absent.png", ""]
+    source = FileSource(tmp_path / "root", [*names, *unreal], [0] * 8, ["a"])
+    assert [source.read(index) for index in range(4)] == [b"x", b"xx", b"xxx", b"xxxx"]
+    assert [source.name(index) for index in range(8)] == [str(tmp_path / "root" / n) for n in names + unreal]
+    assert source.sizes()[:7].tolist() == [1, 2, 3, 4, 0, 0, 0]
+
+
 def test_fingerprints_see_labels_and_limits(tmp_path: Path) -> None:
-    source = FileSource([Path("a"), Path("b")], [0, 1], ["x", "y"])
-    other = FileSource([Path("a"), Path("b")], [1, 0], ["x", "y"])
+    source = FileSource(Path(), ["a", "b"], [0, 1], ["x", "y"])
+    other = FileSource(Path(), ["a", "b"], [1, 0], ["x", "y"])
     assert source.fingerprint != other.fingerprint
     assert take(source, None) is source
     assert take(source, 1).fingerprint != source.fingerprint

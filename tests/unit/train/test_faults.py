@@ -671,7 +671,9 @@ def test_a_class_without_pictures_is_told_and_trained_around(
 
 
 def test_labels_out_of_range_are_refused(data: Path, tmp_path: Path, run: Run) -> None:
-    source = FileSource(sorted(data.rglob("*.png")), [0] * 20 + [1] * 40, ["a", "b"])
+    source = FileSource(
+        data, [str(path) for path in sorted(data.rglob("*.png"))], [0] * 20 + [1] * 40, ["a", "b"]
+    )
     source.labels[7] = 2
     with pytest.raises(DataError, match="expected a label of 0 to 1, got 2"):
         run(source, tmp_path / "run")
@@ -712,6 +714,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
         shutil.copytree(data, tmp_path / "other")
         (tmp_path / "other" / "red" / "000.png").rename(tmp_path / "other" / "red" / "999.png")
         changes = {"data": tmp_path / "other"}
+    leave_half_written(out)
     before = contents(out)
     with pytest.raises((TrainingError, ConfigError), match=message) as caught:
         run(**{"data": data, "out": out, **changes})
@@ -749,6 +752,17 @@ def test_a_damaged_state_is_refused_and_left_alone(
     assert contents(out) == before
 
 
+def leave_half_written(out: Path) -> list[Path]:
+    """What a killed run leaves of its checkpoint and of its report."""
+    files = [
+        out / "checkpoints" / "last" / ".state.0a1b2c3d4e5f.tmp.safetensors",
+        out / ".report.0a1b2c3d4e5f.tmp.html",
+    ]
+    for file in files:
+        file.write_bytes(b"half")
+    return files
+
+
 def test_rows_after_the_checkpoint_and_a_cut_line_come_again_once(
     data: Path, tmp_path: Path, run: Run, whole: Path, first_epoch: Path
 ) -> None:
@@ -757,7 +771,9 @@ def test_rows_after_the_checkpoint_and_a_cut_line_come_again_once(
     shutil.copytree(first_epoch, out)
     text = (whole / "metrics.jsonl").read_text()
     (out / "metrics.jsonl").write_text(text + '[1]\n{"kind": "step"}\n{"kind": "step", "st')
+    half_written = leave_half_written(out)
     run(data, out, log_every=1)
+    assert not any(path.exists() for path in half_written)
     assert losses(out) == losses(whole)
     assert [row["epoch"] for row in rows(out, "epoch")] == [1, 2]
 
