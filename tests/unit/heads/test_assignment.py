@@ -127,7 +127,7 @@ def test_the_same_box_many_times_gets_as_many_positions() -> None:
 def greedy(
     scores: Tensor, boxes: Tensor, points: Tensor, target: dict[str, Tensor], stride: float
 ) -> list[int]:
-    """The owner of each position: of all candidate pairs, the best aligned first, where both are still free."""
+    """The owner of each position: all candidate pairs by alignment, each taken where both are still free."""
     pairs = []
     for g, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)):
         mine = []
