@@ -18,7 +18,7 @@ from torch import Tensor
 from vitesse.errors import ConfigError, DataError
 
 Target = Mapping[str, Tensor]
-"""Of one image: `boxes` (G, 4) float, `labels` (G,) int64 from 0, and maybe `masks` (G, H, W) of 0, 1."""
+"""Of one image: `boxes` (G, 4) float, `labels` (G,) int64 from 0, if asked `masks` (G, H, W) of 0 and 1."""
 Losses = dict[str, Tensor]
 """Each a scalar and ready weighted: their sum is what to minimise."""
 Detections = tuple[Tensor, ...]
