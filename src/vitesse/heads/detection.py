@@ -1,7 +1,8 @@
 """What detection heads share: targets, and a fixed number of detections for every image.
 
-A head takes the levels of a pyramid, the size of the images and, to train, targets. Training gives named
-losses, evaluation `Detections`.
+A head takes the levels of a pyramid, the images they come from and, to train, targets. Training gives named
+losses, evaluation `Detections`. Its `classifiers` are how the names of parameters begin that depend on the
+classes.
 
 Boxes are left, top, right and bottom in pixels of the input. Shape suffixes: B images, G objects of an image,
 N detections, P positions (or anchors), K classes.

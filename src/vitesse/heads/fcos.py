@@ -22,6 +22,7 @@ from vitesse.heads.detection import Detections, Losses, Target, best_pairs, chec
 from vitesse.layers import ConvNorm, upcast
 
 MAX_DETECTIONS = 300
+TOWER_DEPTH = 2
 PRIOR_SCORE = 0.01
 PRIOR_DISTANCE = 2.0
 """Strides from a position to each side of the box that an untrained predictor draws around it."""
@@ -63,7 +64,7 @@ def _tower(channels: int, outputs: int, bias: float) -> nn.Sequential:
     last = nn.Conv2d(channels, outputs, 1)
     nn.init.normal_(last.weight, std=0.01)
     nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]
-    return nn.Sequential(SeparableConv(channels), SeparableConv(channels), last)
+    return nn.Sequential(*(SeparableConv(channels) for _ in range(TOWER_DEPTH)), last)
 
 
 class PointPredictor(nn.Module):
@@ -115,6 +116,11 @@ class EndToEndHead(nn.Module):
         self.num_classes = num_classes
         self.one_to_one = PointPredictor(strides, channels, num_classes)
         self.one_to_many = PointPredictor(strides, channels, num_classes)
+        self.classifiers = tuple(
+            f"{predictor}.levels.{level}.classify.{TOWER_DEPTH}."
+            for predictor in ("one_to_one", "one_to_many")
+            for level in range(len(strides))
+        )
 
     def forward(
         self, levels: Sequence[Tensor], images: Tensor, targets: Sequence[Target] | None = None

@@ -113,6 +113,8 @@ class MaskPredictor(nn.Module):
 class MaskRCNNHead(nn.Module):
     """Levels of a pyramid to losses or detections with masks."""
 
+    classifiers = ("regions.box_predictor.", "regions.mask_predictor.classifier.")
+
     def __init__(self, strides: Sequence[int], channels: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -38,6 +38,8 @@ MAX_DETECTIONS = 100
 class RetinaHead(nn.Module):
     """Levels of a pyramid to losses or detections."""
 
+    classifiers = ("predict.classification_head.cls_logits.",)
+
     def __init__(self, strides: Sequence[int], channels: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes

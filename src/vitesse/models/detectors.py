@@ -36,6 +36,7 @@ class Detector(DenseModel):
     ) -> None:
         super().__init__(spec, backbone)
         self.neck, self.head = neck, head
+        self.head_prefixes = tuple(f"head.{name}" for name in cast(tuple[str, ...], head.classifiers))
         self.freeze_norm = freeze_norm
         self.train()
 
