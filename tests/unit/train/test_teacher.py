@@ -53,6 +53,22 @@ def test_published_weights_start_a_run_under_a_fresh_head(published: nn.Module, 
     assert found["head.classifier.linear.weight"].shape == (3, 192)
 
 
+def test_published_weights_of_its_backbone_start_a_segmentation_model(hub: Any, tmp_path: Path) -> None:
+    classifier = create_model("efficientvit_b0")
+    save_foreign(tmp_path / "timm.safetensors", classifier, "timm")
+    hub.add(
+        "timm/efficientvit_b0.r224_in1k", "model.safetensors", (tmp_path / "timm.safetensors").read_bytes()
+    )
+    notes: list[str] = []
+    spec = ModelSpec(name="efficientvit_seg_b0_cityscapes", num_classes=3)
+    found = initial_model(spec, Recipe(init="published"), notes.append).state_dict()
+    body = {key: value for key, value in classifier.state_dict().items() if not key.startswith("head.")}
+    assert all(torch.equal(found[f"backbone.{key}"], value) for key, value in body.items())
+    assert notes[0].startswith(
+        "started from published weights of efficientvit_b0: loaded 186 tensors from timm"
+    )
+
+
 def test_their_attention_biases_are_fitted_to_another_size(published: nn.Module) -> None:
     spec = ModelSpec(name="efficientvit_m0", num_classes=3, image_size=(128, 128))
     model = initial_model(spec, Recipe(init="published", image_size=128), print)
