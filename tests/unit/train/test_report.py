@@ -26,7 +26,15 @@ from vitesse.train.report.charts import Line, Scale, line_chart, round_steps
 from vitesse.train.report.findings import calibration, judge, smoothed, stage_seconds, thinned
 from vitesse.train.report.markup import escape, tag
 from vitesse.train.report.page import render
-from vitesse.train.report.words import advice_on_time, balance, duration, lost_steps, trend, verdict
+from vitesse.train.report.words import (
+    advice_on_time,
+    balance,
+    duration,
+    lost_steps,
+    sureness,
+    trend,
+    verdict,
+)
 
 
 class Pictures:
@@ -473,13 +481,82 @@ def test_the_mean_step_counts_steps_not_rows() -> None:
         ),
         ((0.41, 0.2, 0.3, 0.09), 8, "all 8 cores decode already"),
         ((0.41, 0.2, 0.3, 0.09), None, "raise workers=."),
-        ((0.0, 0.3, 0.4, 0.3), 2, "raise batch_size="),
-        ((0.01, 0.4, 0.5, 0.09), 2, "90.0\u00a0% of the time the model computes"),
+        (
+            (0.0, 0.3, 0.25, 0.45),
+            2,
+            "45.0\u00a0% of the time goes into updating the weights: raise batch_size=",
+        ),
+        ((0.0, 0.3, 0.35, 0.35), 2, "100.0\u00a0% of the time the model computes"),
+        ((0.01, 0.4, 0.5, 0.09), 2, "99.0\u00a0% of the time the model computes"),
     ],
 )
 def test_the_time_comes_with_advice(shares: tuple[float, ...], workers: int | None, said: str) -> None:
-    named = dict(zip(("data", "forward", "backward", "update"), shares, strict=True))
-    assert said in advice_on_time(named, record_of(recipe={"workers": workers}))
+    record = record_of(recipe={"workers": workers}, steps=steps_of(200, epochs=4))
+    assert said in advice_on_time(spent(*shares), record)
+
+
+def spent(*shares: float) -> dict[str, float]:
+    return dict(zip(("data", "forward", "backward", "update"), shares, strict=True))
+
+
+def test_a_larger_batch_is_no_advice_where_an_epoch_has_few_steps() -> None:
+    record = record_of(steps=steps_of(200, epochs=5))
+    assert "raise" not in advice_on_time(spent(0.0, 0.3, 0.25, 0.45), record)
+
+
+def test_the_start_of_a_run_says_nothing_about_its_time() -> None:
+    waited = spent(0.7, 0.1, 0.1, 0.1)
+    assert advice_on_time(waited, record_of(steps=steps_of(9, epochs=1))) == ""
+    assert "raise workers=" in advice_on_time(waited, record_of(steps=steps_of(10, epochs=1)))
+
+
+HEALTHY = {
+    "many pictures": ([0.71, 0.84, 0.88, 0.895, 0.91], 5000),
+    "few pictures": ([0.75, 0.867, 0.917, 0.95, 0.9], 60),
+    "few pictures, the last epoch the best": ([0.7, 0.75, 0.817, 0.833, 0.883], 60),
+    "level": ([0.968, 0.97, 0.969, 0.971, 0.966], 50_000),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_of_five_epochs_gets_no_advice(name: str) -> None:
+    """In half precision, whose scaler drops two steps at first, with a small model that is updated often."""
+    top1s, pictures = HEALTHY[name]
+    rng = np.random.default_rng(2)
+    right_N = rng.permutation(pictures) < top1s[-1] * pictures
+    bins = calibration(np.clip(rng.normal(top1s[-1], 0.04, pictures), 0, 1).astype(np.float32), right_N)
+    record = record_of(
+        2,
+        steps=steps_of(40, epochs=5),
+        epochs=[row | {"skipped": 2 * (row["epoch"] == 1)} for row in epochs_of(top1s)],
+        predictions=predictions_of(("class 0", "class 1"), pictures // 2),
+    )
+    assert trend(record) == ""
+    assert lost_steps(record) == "2 steps skipped."
+    assert "raise" not in advice_on_time(spent(0.05, 0.2, 0.3, 0.45), record)
+    assert bins is not None
+    assert sureness(bins).endswith("On average it is as sure as it may be.")
+
+
+def test_a_run_that_goes_on_is_not_judged_by_its_course() -> None:
+    rows = epochs_of([0.1, 0.4, 0.8, 0.5])
+    assert trend(record_of(epochs=rows, status="running, epoch 5 of 9")) == ""
+    assert trend(record_of(epochs=rows)) != ""
+
+
+@pytest.mark.parametrize(("number", "advised"), [(50, False), (5000, True)])
+def test_confidence_is_believed_unless_many_pictures_speak_against_it(number: int, advised: bool) -> None:
+    found = calibration(np.full(number, 0.76, np.float32), np.arange(number) % 10 < 7)
+    assert found is not None
+    assert found.overconfidence == pytest.approx(0.06, abs=1e-6)
+    assert ("surer than it is right, by 6.0 points" in sureness(found)) == advised
+
+
+@pytest.mark.parametrize(("skipped", "advised"), [(20, False), (21, True)])
+def test_many_lost_steps_come_with_advice(skipped: int, advised: bool) -> None:
+    said = lost_steps(record_of(epochs=[row | {"skipped": skipped} for row in epochs_of([0.5])]))
+    assert said.startswith(f"{skipped} steps skipped")
+    assert ("a lower lr=" in said) == advised
 
 
 @pytest.mark.parametrize(

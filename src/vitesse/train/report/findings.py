@@ -140,11 +140,18 @@ class Calibration:
     ece: float
 
     @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return self._mean(self.accuracy_G)
+
+    @property
     def overconfidence(self) -> float:
         """Mean confidence less the share that is right."""
+        return self._mean(self.confidence_G) - self.accuracy
+
+    def _mean(self, values_G: Floats) -> float:
         full_G = self.counts_G > 0
-        gaps_G = (self.confidence_G - self.accuracy_G)[full_G]
-        return float(np.average(gaps_G, weights=self.counts_G[full_G]))
+        return float(np.average(values_G[full_G], weights=self.counts_G[full_G]))
 
 
 def calibration(confidences_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> Calibration | None:

@@ -11,10 +11,17 @@ import numpy as np
 from vitesse.train.report.findings import Calibration, Ints, curve
 from vitesse.train.report.record import TOP1, RunRecord
 
-WAITING, UPDATING = 0.25, 0.25
+WAITING, UPDATING = 0.25, 0.4
 """Shares of the time from which on waiting for pictures and updating the weights are worth a change."""
 
-CLEAR_DROP = 0.01
+FEW_STEPS, MANY_STEPS = 100, 500
+"""In fewer steps of a run its start weighs too much; of so many in an epoch a larger batch leaves enough."""
+
+CLEAR_DROP, CLEAR_RISE, CLEAR_GAP = 0.01, 0.02, 0.02
+"""Of accuracy after its best, in its last fifth, and against confidence: less is not worth a word."""
+
+OFTEN_LOST = 0.01
+"""Share of the steps that may be lost without a word of advice: half precision begins with a few."""
 
 
 def percent(share: float) -> str:
@@ -57,12 +64,15 @@ def judged(record: RunRecord) -> int:
     return len(record.predictions) if record.predictions else int(record.val_counts.sum())
 
 
+def _steps_done(record: RunRecord) -> int:
+    return int(record.steps[-1]["step"]) if record.steps else 0
+
+
 def verdict(record: RunRecord) -> str:
     """The run in one sentence."""
     rows = evaluated(record)
     if not rows:
-        steps = int(record.steps[-1]["step"]) if record.steps else 0
-        return f"No held-out picture has been judged yet; {several(steps, 'step')} done."
+        return f"No held-out picture has been judged yet; {several(_steps_done(record), 'step')} done."
     last = rows[-1]
     time = f", {duration(last['seconds'])}" if last.get("seconds") is not None else ""
     pictures, share = several(judged(record), "held-out picture"), percent(last[main(record)])
@@ -85,20 +95,20 @@ def _best(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 def trend(record: RunRecord) -> str:
     """Whether to change the number of epochs, where the accuracies tell.
 
-    A level end tells nothing: a learning rate that falls to 0 always makes one.
+    A level end tells nothing: a learning rate that falls to 0 always makes one. Nor does a run that goes on.
     """
     rows, key = evaluated(record), main(record)
-    if len(rows) < 3:
+    if len(rows) < 3 or record.status != "finished":
         return ""
     best, last = max(rows, key=lambda row: row[key]), rows[-1]
-    if last[key] < best[key] - CLEAR_DROP:
-        lost = 100 * (best[key] - last[key])
+    lost = best[key] - last[key]
+    if _is_clear(lost, CLEAR_DROP, best[key], judged(record)):
         return (
-            f"{lost:.1f} points below epoch {int(best['epoch'])}, whose weights are in checkpoints/best: "
-            "fewer epochs= or stronger augmentation may serve better."
+            f"{100 * lost:.1f} points below epoch {int(best['epoch'])}, whose weights are in "
+            "checkpoints/best: fewer epochs= or stronger augmentation may serve better."
         )
     before = max(row[key] for row in rows[: -max(1, len(rows) // 5)])
-    if last[key] > before + standard_error(last[key], judged(record)):
+    if _is_clear(last[key] - before, CLEAR_RISE, last[key], judged(record)):
         return "Still rising at the end: more epochs= may give more."
     return ""
 
@@ -108,28 +118,36 @@ def standard_error(share: float, number: int) -> float:
     return math.sqrt(share * (1 - share) / max(number, 1))
 
 
+def _is_clear(difference: float, least: float, share: float, number: int) -> bool:
+    """Whether a share of so many pictures differs by more than `least`, and than chance makes likely."""
+    return difference > max(least, 2 * standard_error(share, number))
+
+
 def lost_steps(record: RunRecord) -> str:
-    """Losses that are not finite, and steps that were skipped; empty where there are none."""
+    """Losses that are not finite, and steps that were skipped, with advice where they are many."""
     _, losses_S = curve(record.steps, "loss")
     broken = int((~np.isfinite(losses_S)).sum())
     skipped = sum(int(row.get("skipped") or 0) for row in record.epochs)
     said = [f"{several(broken, 'recorded loss')} not finite (crosses)"] if broken else []
     said += [f"{several(skipped, 'step')} skipped"] if skipped else []
-    return f"{' and '.join(said)}: a lower lr= or precision=fp32 may help." if said else ""
+    often = broken > OFTEN_LOST * len(losses_S) or skipped > OFTEN_LOST * _steps_done(record)
+    advice = ": a lower lr= or precision=fp32 may help." if often else "."
+    return " and ".join(said) + advice if said else ""
 
 
 def advice_on_time(shares: Mapping[str, float], record: RunRecord) -> str:
-    """What to change so that a step takes less time."""
+    """What to change so that a step takes less time; empty after a few steps, which tell nothing."""
+    if _steps_done(record) < FEW_STEPS:
+        return ""
     workers, cores = record.recipe.get("workers"), record.provenance.get("cores")
     if shares["data"] >= WAITING:
         said = percent(shares["data"]) + " of the time the model waits for pictures: "
         if workers is not None and cores is not None and workers >= cores:
             return said + f"all {cores} cores decode already, so store smaller pictures or augment less."
         return said + "raise workers=" + (f" (now {workers})" if workers is not None else "") + "."
-    if shares["update"] >= UPDATING:
+    if shares["update"] >= UPDATING and _steps_done(record) / record.steps[-1]["epoch"] >= MANY_STEPS:
         return f"{percent(shares['update'])} of the time goes into updating the weights: raise batch_size=."
-    computing = percent(shares["forward"] + shares["backward"])
-    return f"{computing} of the time the model computes; pictures come fast enough."
+    return f"{percent(1 - shares['data'])} of the time the model computes; pictures come fast enough."
 
 
 def balance(record: RunRecord) -> str:
@@ -150,10 +168,10 @@ def balance(record: RunRecord) -> str:
 
 
 def sureness(found: Calibration) -> str:
-    """Whether the model's confidence can be believed."""
+    """Whether the model's confidence can be believed, as far as so many pictures tell."""
     error = f"Expected calibration error {percent(found.ece)}. "
     gap = found.overconfidence
-    if abs(gap) < 0.02:
+    if not _is_clear(abs(gap), CLEAR_GAP, found.accuracy, int(found.counts_G.sum())):
         return error + "On average it is as sure as it may be."
     more = "surer" if gap > 0 else "less sure"
     return error + f"On average it is {more} than it is right, by {abs(100 * gap):.1f} points."
