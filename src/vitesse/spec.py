@@ -13,11 +13,13 @@ from typing import Any, Literal, TypeVar, get_args
 from vitesse.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
-Task = Literal["classify", "detect", "segment"]
+Task = Literal["classify", "detect", "segment", "promptable"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MANIFEST_SCHEMA = 1
+PROMPT_FRAME = 1024
+"""Longer side in pixels of the picture in which prompts to a `promptable` model are given."""
 
 
 def from_mapping(cls: type[T], raw: Mapping[str, Any]) -> T:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
-from vitesse.models import efficientvit_mit, efficientvit_msra, multiplex, shvit, vit  # noqa: F401  (register)
+from vitesse.models import (  # noqa: F401  (register)
+    efficientsam,
+    efficientvit_mit,
+    efficientvit_msra,
+    efficientvit_sam,
+    multiplex,
+    shvit,
+    vit,
+)
 from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models

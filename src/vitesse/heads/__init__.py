@@ -1,0 +1,1 @@
+"""Heads for other tasks than classification; none knows a backbone."""
