@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitesse.spec import from_mapping, to_mapping
 
@@ -67,3 +71,96 @@ class Classification:
         """Read `to_dict`'s form."""
         predictions = tuple(from_mapping(Prediction, p) for p in raw["predictions"])
         return from_mapping(cls, {**raw, "predictions": predictions})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask:
+    """The pixels of one object.
+
+    Attributes:
+        mask_HW: bool, rows and columns of the picture as it came.
+        score: the IoU that the mask is expected to have with the object, 0..1.
+    """
+
+    mask_HW: NDArray[np.bool_]
+    score: float
+
+    def __post_init__(self) -> None:
+        if self.mask_HW.dtype != np.bool_ or self.mask_HW.ndim != 2:
+            raise ValueError(f"mask: expected bool (H, W), got {self.mask_HW.dtype} {self.mask_HW.shape}")
+        if not (math.isfinite(self.score) and 0 <= self.score <= 1):
+            raise ValueError(f"score of a mask: expected 0..1, got {self.score}")
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int(np.count_nonzero(self.mask_HW))
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the pixels inside, as COCO has it; zeros for an empty mask."""
+        rows, columns = (np.flatnonzero(self.mask_HW.any(axis)) for axis in (1, 0))
+        if not rows.size:
+            return 0, 0, 0, 0
+        left, top = int(columns[0]), int(rows[0])
+        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+    def to_dict(self) -> dict[str, Any]:
+        """Score, bbox, area and the pixels as `segmentation`, see `run_lengths`."""
+        known = {"score": self.score, "bbox": list(self.bbox), "area": self.area}
+        return known | {"segmentation": run_lengths(self.mask_HW)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """The result for one picture: one mask for each object that was asked for, in that order.
+
+    Attributes:
+        size: (height, width) of the picture in pixels.
+    """
+
+    source: str
+    model: str
+    size: tuple[int, int]
+    predictions: tuple[Mask, ...]
+    task: str = "promptable"
+
+    def __post_init__(self) -> None:
+        for mask in self.predictions:
+            if mask.mask_HW.shape != self.size:
+                raise ValueError(f"{self.source}: expected masks of {self.size}, got {mask.mask_HW.shape}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record: source, task, model, size, and of each mask what `Mask.to_dict` gives."""
+        known = {"source": self.source, "task": self.task, "model": self.model, "size": list(self.size)}
+        return known | {"predictions": [mask.to_dict() for mask in self.predictions]}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Masks:
+        """Read `to_dict`'s form."""
+        masks = tuple(
+            Mask(mask_HW=from_run_lengths(mask["segmentation"]), score=mask["score"])
+            for mask in raw["predictions"]
+        )
+        return from_mapping(cls, {**raw, "predictions": masks})
+
+
+def run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask as COCO has it: `size`, and `counts` of pixels outside and inside in turn, column by column."""
+    flat = np.concatenate([[False], mask_HW.ravel(order="F")])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    ends = [0, *changes.tolist(), mask_HW.size]
+    return {"size": list(mask_HW.shape), "counts": [last - first for first, last in pairwise(ends)]}
+
+
+def from_run_lengths(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask (H, W) of `run_lengths`.
+
+    Raises:
+        ValueError: the counts are not those of its size.
+    """
+    height, width = rle["size"]
+    if sum(rle["counts"]) != height * width:
+        raise ValueError(f"expected counts of {height * width} pixels, got {sum(rle['counts'])}")
+    inside = np.arange(len(rle["counts"])) % 2 == 1
+    return np.repeat(inside, rle["counts"]).reshape((height, width), order="F")

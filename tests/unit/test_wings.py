@@ -28,13 +28,14 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 INSIDE_RUNTIME = (
-    {"header", "protobuf"},
+    {"header", "protobuf", "overlay"},
     {"decode", "artefact", "postprocess", "drawing"},
     {"bands"},
     {"imaging", "autoselect", "compiled"},
     {"engines"},
     {"multiplex"},
     {"predictor"},
+    {"promptable"},
 )
 LIGHT = [
     "vitesse",

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitesse.layers import LayerNorm2d, to_map, to_tokens, upcast, without_autocast
-from vitesse.spec import PROMPT_FRAME
-
-NO_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
-"""What a prompt's point is. Points without a box are followed by one `NO_POINT` in place of the box."""
-
-MASK_SCALE = 4
-"""Sides of a mask over those of the image embedding."""
+from vitesse.spec import PROMPT_FRAME, PromptKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +60,9 @@ class PromptDecoder(nn.Module):
         Of the M masks the first is for prompts that mean one thing, the others are alternatives.
 
         Args:
-            prompts_NP3: x and y of points in pixels of `PROMPT_FRAME`, and what they are, such as `TOP_LEFT`.
+            prompts_NP3: x and y of points, in pixels of `PROMPT_FRAME`, and their `PromptKind`.
             embedding_NCHW: of each object's image, or one for all objects.
-            masks_N1HW: logits of an earlier mask of each object, 4H by 4W, as a further prompt.
+            masks_N1HW: logits of an earlier mask of each object, four times as wide and high.
         """
         tokens_NPC, dense_NCHW = self.prompt_encoder(prompts_NP3, masks_N1HW)
         positions_1CHW = self.prompt_encoder.grid_positions()
@@ -99,7 +93,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.positions = FourierPositions(config.width)
-        self.kinds = nn.ParameterList(torch.empty(1, config.width) for _ in range(BOTTOM_RIGHT + 1))
+        self.kinds = nn.ParameterList(torch.empty(1, config.width) for kind in PromptKind if kind >= 0)
         self.no_point = nn.Parameter(torch.empty(1, config.width))
         narrow, wide = config.mask_width // 4, config.mask_width
         self.mask_downscale = nn.Sequential(
@@ -119,9 +113,10 @@ class PromptEncoder(nn.Module):
         """Tokens (N, P, C), and what is added to the image embedding: (N, C, H, W), or (1, C, 1, 1)."""
         xy_NP2, kinds_NP = prompts_NP3[..., :2], prompts_NP3[..., 2]
         centres_NP2 = (upcast(xy_NP2) + 0.5) / PROMPT_FRAME
-        is_point_NP1 = (kinds_NP != NO_POINT).unsqueeze(2)
+        is_point_NP1 = (kinds_NP != PromptKind.NO_POINT).unsqueeze(2)
         table_KC = torch.cat((self.no_point, *self.kinds))
-        tokens_NPC = self.positions(centres_NP2) * is_point_NP1 + table_KC[(kinds_NP - NO_POINT).long()]
+        embeds_NPC = F.embedding(kinds_NP.long() - PromptKind.NO_POINT, table_KC)
+        tokens_NPC = self.positions(centres_NP2) * is_point_NP1 + embeds_NPC
         dense = self.no_mask[:, :, None, None] if masks_N1HW is None else self.mask_downscale(masks_N1HW)
         return tokens_NPC.to(table_KC.dtype), dense
 

@@ -33,7 +33,8 @@ class Artefact:
         manifest: what the file says of itself.
         sha256: of the whole file, hexadecimal.
         opset: version of the default operator set.
-        input_shape: (B, C, H, W) of the one input; None where it is free, as B always may be.
+        input_shape: (B, C, H, W) of the one input; None where it is free, as B always may be. Of a decoder,
+            (N, P, 3) of the first input.
         data: the file's bytes.
     """
 
@@ -81,6 +82,11 @@ def read_artefact(path: str | Path) -> Artefact:
     _check_graph(path, facts, manifest)
     digest = hashlib.sha256(data).hexdigest()
     return Artefact(path, manifest, digest, facts.opset, facts.input_shape, data)
+
+
+def is_decoder(manifest: Manifest) -> bool:
+    """Whether this is the second file of a `promptable` model, which takes prompts and no pictures."""
+    return manifest.task == "promptable" and not manifest.decoder
 
 
 def bundled_artefact() -> Path:
@@ -169,6 +175,13 @@ def _check_graph(path: Path, facts: OnnxFacts, manifest: Manifest) -> None:
         raise ArtefactError(
             f"{path}: expected a float32 input, got ONNX type {facts.input_type}; export it again"
         )
+    if is_decoder(manifest):
+        if facts.input_shape != (None, None, 3):
+            raise ArtefactError(
+                f"{path}: the manifest says prompts (N, P, 3), the graph takes {facts.input_shape}; "
+                "export it again"
+            )
+        return
     wanted = (manifest.model.in_chans, *manifest.preprocess.image_size)
     batch, *image = facts.input_shape or (0,)
     agrees = len(image) == 3 and all(got in (None, want) for got, want in zip(image, wanted, strict=True))

@@ -216,7 +216,7 @@ class _Feed:
             except Exception as error:
                 self._ended, self.failure = True, error
             else:
-                self._pending.append((_name(source, self._count), self._submit(source)))
+                self._pending.append((name_of(source, self._count), self._submit(source)))
                 self._count += 1
 
     def take(self, count: int) -> tuple[list[str], list[Loaded]]:
@@ -225,7 +225,8 @@ class _Feed:
         return [name for name, _ in taken], [future.result() for _, future in taken]
 
 
-def _name(source: Source, index: int) -> str:
+def name_of(source: Source, index: int) -> str:
+    """What records call a source: its own name, or its place in the order."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, tuple):

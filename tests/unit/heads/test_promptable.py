@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitesse.heads.promptable import FOREGROUND, NO_POINT, PromptConfig, PromptDecoder
+from vitesse.heads.promptable import PromptConfig, PromptDecoder
 from vitesse.layers import LayerNorm2d
-from vitesse.spec import PROMPT_FRAME
+from vitesse.spec import PROMPT_FRAME, PromptKind
 from vitesse.weights.keymaps import ORIGINAL, keymap_for
 
 SMALL = PromptConfig(width=32, grid=8, num_heads=4, mlp_width=48)
@@ -102,13 +102,18 @@ def parts() -> SimpleNamespace:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     embedding = torch.randn(1, SMALL.width, SMALL.grid, SMALL.grid)
-    return SimpleNamespace(decoder=decoder, oracle=Oracle(decoder, SMALL), embedding=embedding)
+    return SimpleNamespace(decoder=decoder, embedding=embedding)
+
+
+@pytest.fixture(scope="module")
+def oracle(parts) -> Oracle:
+    return Oracle(parts.decoder, SMALL)
 
 
 POINTS = torch.tensor([[[100.0, 20.5, 1], [900, 1000, 0]], [[0, 0, 1], [512, 700, 1]]])
 BOXES = torch.tensor([[[10.0, 20, 300, 400], [0, 0, 1024, 768]]])
 CORNERS = torch.cat((BOXES.view(2, 2, 2), torch.tensor([2.0, 3]).expand(2, 2)[..., None]), -1)
-NOTHING = torch.tensor([0.0, 0, NO_POINT]).expand(2, 1, 3)
+NOTHING = torch.tensor([0.0, 0, PromptKind.NO_POINT]).expand(2, 1, 3)
 MASK = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 AS_POINTS = {"points": POINTS[None, ..., :2], "labels": POINTS[None, ..., 2]}
 PROMPTS = {
@@ -121,10 +126,10 @@ PROMPTS = {
 
 @pytest.mark.parametrize("kind", PROMPTS)
 @torch.no_grad()
-def test_masks_and_quality_equal_those_of_transformers(parts, kind):
+def test_masks_and_quality_equal_those_of_transformers(parts, oracle, kind):
     prompts_NP3, given = PROMPTS[kind]
     masks, quality = parts.decoder(prompts_NP3, parts.embedding, given.get("masks"))
-    expected_masks, expected_quality = parts.oracle(parts.embedding, **given)
+    expected_masks, expected_quality = oracle(parts.embedding, **given)
     assert masks.shape == (len(prompts_NP3), 4, 32, 32)
     torch.testing.assert_close(masks, expected_masks, rtol=0, atol=1e-5)
     torch.testing.assert_close(quality, expected_quality, rtol=0, atol=1e-5)
@@ -145,7 +150,7 @@ def test_objects_do_not_see_each_other(parts):
 @torch.no_grad()
 def test_positions_and_norms_stay_float32_in_half_precision(parts, dtype):
     """A coordinate of 1023 among 1024 has ten bits, bfloat16 eight; squares of a thousand pass float16."""
-    prompts_NP3 = torch.tensor([[[1023.0, 1021, FOREGROUND]]])
+    prompts_NP3 = torch.tensor([[[1023.0, 1021, PromptKind.FOREGROUND]]])
     expected, _ = parts.decoder.prompt_encoder(prompts_NP3)
     with torch.autocast("cpu", dtype=dtype):
         tokens, _ = parts.decoder.prompt_encoder(prompts_NP3)
