@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from vitesse.errors import UnknownModelError, WeightsError, did_you_mean
-from vitesse.spec import as_size, from_mapping
+from vitesse.spec import Task, as_size, from_mapping
 
 ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX = ".onnx", ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -27,26 +27,31 @@ class WeightFacts:
 
     Attributes:
         tag: what follows the dot, such as `r224_in1k`.
-        hub_id: repository on the Hugging Face Hub that holds `model.safetensors`.
+        hub_id: repository on the Hugging Face Hub that holds `file`.
         num_classes: classes of its head.
         distilled: it belongs to a model with a distillation head (a plain ViT: and token).
         image_size: (height, width) in pixels it was trained for.
         crop_pct: share of the resized shorter side that evaluation keeps, 0 to 1.
-        top1, top5: ImageNet-1k validation accuracy of these very weights, fractions.
+        top1, top5: ImageNet-1k validation accuracy of these very weights, fractions; None where they are of
+            another task.
         licence: SPDX identifier.
-        source: where the accuracy was published.
+        source: where they, and their accuracy, were published.
+        file: safetensors, or a `.pt` of an original release, which is read without running code.
+        trained_on: the data set.
     """
 
     tag: str
     hub_id: str
     image_size: tuple[int, int]
-    crop_pct: float
-    top1: float
-    top5: float
     licence: str
     source: str
+    crop_pct: float = 1.0
+    top1: float | None = None
+    top5: float | None = None
     num_classes: int = 1000
     distilled: bool = False
+    file: str = "model.safetensors"
+    trained_on: str = "ImageNet-1k"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,12 @@ class ModelFacts:
         family: the paper's model family; it decides which foreign key names are understood.
         params: parameters with a head of 1000 classes, BatchNorm not folded.
         macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`; of a
-            multiplexed model for one of a whole group.
+            multiplexed model for one of a whole group, of one for promptable masks without the prompts.
         image_size: (height, width) in pixels of the published figures.
         top1, top5: ImageNet-1k validation accuracy as published, fractions; None where nobody published it.
         source: where it was published, empty without accuracy.
         weights: published weights, the default first; none for some architectures.
+        task: see `Manifest.task`.
     """
 
     name: str
@@ -74,6 +80,7 @@ class ModelFacts:
     top5: float | None
     source: str
     weights: tuple[WeightFacts, ...]
+    task: Task = "classify"
 
 
 @cache
@@ -94,7 +101,7 @@ def _read(row: dict[str, Any], family: dict[str, Any]) -> ModelFacts:
         )
         for entry in row["weights"]
     )
-    own = {"family": family["family"], "source": family["source"], **row}
+    own = {key: value for key, value in family.items() if key in ("family", "source", "task")} | row
     return from_mapping(ModelFacts, own | {"weights": weights, "image_size": as_size(row["image_size"])})
 
 

@@ -169,10 +169,10 @@ class Manifest:
             top, right and bottom in pixels of the input; `scores` (B, N) in 0..1, highest first; `labels`
             (B, N); what is left of the N has score 0. `segment`: `classes` (B, H, W), a class index for each
             pixel of the input, and the `logits` (B, num_classes, h, w) that they were made from.
-            `promptable`: two files. The encoder's `embedding` (B, C, h, w) of images; and the decoder's
-            `masks` (N, M, 4h, 4w), logits, and `quality` (N, M), their expected IoU. The decoder takes
-            `prompts` (N, P, 3), x, y and `PromptKind` of the points of N objects, and one `embedding`. Of the
-            M masks the first is for clear prompts, the others are alternatives.
+            `promptable`: two files. The encoder's `image_embedding` (B, C, h, w); and the decoder's `masks`
+            (N, M, 4h, 4w), logits, and `quality` (N, M), their expected IoU. The decoder takes `prompts`
+            (N, P, 3), x, y and `PromptKind` of the points of N objects, and one `image_embedding`. Of the M
+            masks the first is for clear prompts, the others are alternatives.
         model: the spec of the model inside.
         class_names: one name per class index.
         preprocess: the preprocessing that the weights expect.

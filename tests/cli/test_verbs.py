@@ -20,6 +20,7 @@ Capture = pytest.CaptureFixture[str]
 FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
     "--model --save --streams --threads --top-k",
+    "segment": "--box --engine --json --max-bytes --max-pixels --model --multimask --point --save --threads",
     "train": "--export --json --model --out --ray --ray-workers --recipe --strict",
     "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
     "--split --threads",
@@ -64,7 +65,7 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 82
+    assert len(rows) == 89
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
     assert all(wanted <= row.keys() for row in rows.values())
     assert (rows["efficientvit_m5"]["params"], rows["efficientvit_m5"]["top1"]) == (12_473_772, 0.771)

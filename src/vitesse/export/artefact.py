@@ -17,12 +17,14 @@ from vitesse.export.fold import fold
 from vitesse.export.half import to_half
 from vitesse.export.int8 import to_int8
 from vitesse.export.onnx import as_proto, to_onnx, write_artefact
+from vitesse.export.promptable import export_pair
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
 from vitesse.metrics import score_in_groups, with_classes
 from vitesse.models import Backbone
 from vitesse.models.loading import load_torch
+from vitesse.models.promptable import PromptableModel
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
@@ -51,6 +53,8 @@ def export(
     licence: str = "",
 ) -> Artefact:
     """Write a checkpoint, or a pretrained model by name, as an artefact; gives the artefact written.
+
+    A model for promptable masks becomes two files, see `export_pair`, of which this gives the encoder.
 
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
@@ -87,6 +91,9 @@ def export(
         licence=licence or found_manifest.licence,
         tools=versions(),
     )
+    if isinstance(module, PromptableModel):
+        _check_plain(data=data, calibrate=calibrate, dynamic_size=dynamic_size, formats=formats)
+        return export_pair(module, manifest, out)
     source = None
     if data is not None:
         source = with_classes(open_source(data, split), manifest.class_names)
@@ -134,6 +141,17 @@ def _check_request(out: Path, precision: str, calibrate: str | Path | Source | N
         raise ConfigError(
             "--precision int8 and --calibrate DATA go together: one was given without the other"
         )
+
+
+def _check_plain(**asked: object) -> None:
+    """Refuse what models for promptable masks cannot do."""
+    for name, value in asked.items():
+        if value:
+            option = "--format" if name == "formats" else f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option}: not for models of promptable masks, which are written in fp32 or fp16 for ONNX "
+                "Runtime and OpenVINO; leave it out"
+            )
 
 
 def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vitesse.models.promptable import PromptableModel
     from vitesse.spec import Manifest
 
-EMBEDDING, PROMPTS, MASKS, QUALITY = "embedding", "prompts", "masks", "quality"
+EMBEDDING, PROMPTS, MASKS, QUALITY = "image_embedding", "prompts", "masks", "quality"
 IMAGES, OBJECTS, POINTS = 2, 2, 3
 """Of what is traced and compared: no special numbers, such as 1."""
 

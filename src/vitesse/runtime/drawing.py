@@ -1,4 +1,7 @@
-"""Pictures with their labels: a caption under the picture, one bar a prediction. Lengths are in pixels."""
+"""Pictures with what was found: labels in a caption, one bar a prediction; masks in colours.
+
+Lengths are in pixels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vitesse.files import write_atomically
-from vitesse.results import Classification, Prediction
+from vitesse.results import Classification, Masks, Prediction
+from vitesse.runtime.overlay import blend, palette
 
 MIN_SIDE, MAX_SIDE = 480, 1280
 """The longer side of the drawn picture; smaller and larger ones are scaled to it."""
@@ -39,6 +43,13 @@ def draw_classification(image: Image.Image, result: Classification) -> Image.Ima
     return canvas
 
 
+def stem_of(source: str) -> str:
+    """What the file of a source's picture begins with, safe on every system."""
+    last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
+    stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
+    return stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
+
+
 class Gallery:
     """A folder of drawn pictures, one file a source: `STEM.labels.jpg`, numbered where names collide.
 
@@ -65,15 +76,35 @@ class Gallery:
         return path
 
     def _name(self, source: str) -> str:
-        last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
-        stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
-        stem = stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
+        stem = stem_of(source)
         number, name = 1, f"{stem}.labels.jpg"
         while name.lower() in self._used:
             number += 1
             name = f"{stem}-{number}.labels.jpg"
         self._used.add(name.lower())
         return name
+
+
+def save_masks(folder: Path, image: Image.Image, result: Masks) -> list[Path]:
+    """Write a picture with its masks in colours, STEM.masks.jpg, and each mask, STEM.mask-1.png and so on.
+
+    The masks are as large as the picture, 255 inside and 0 outside.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = stem_of(result.source)
+    for mask, colour in zip(result.predictions, palette(len(result.predictions)), strict=True):
+        image = blend(image, mask.mask_HW, colour)
+    drawn = [(f"{stem}.masks.jpg", image, {"quality": 92})]
+    for number, mask in enumerate(result.predictions, 1):
+        drawn.append((f"{stem}.mask-{number}.png", Image.fromarray(mask.mask_HW).convert("L"), {}))
+    for name, picture, options in drawn:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG" if name.endswith(".jpg") else "PNG", **options)
+        write_atomically(folder / name, buffer.getvalue())
+    return [folder / name for name, _, _ in drawn]
 
 
 def _scaled(image: Image.Image) -> Image.Image:
