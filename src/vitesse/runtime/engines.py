@@ -102,7 +102,7 @@ class OpenVinoEngine:
             used = compiled.get_property("EXECUTION_DEVICES")
         if used != ["CPU"]:
             raise EngineError(f"{self.name}: asked for CPU, it chose {used}; reinstall openvino")
-        self._shape = artefact.input_shape
+        self._shape, self._num_inputs = artefact.input_shape, len(compiled.inputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())
@@ -113,7 +113,7 @@ class OpenVinoEngine:
         request = self._idle.get()
         try:
             with _refusing(self.name, "failed"):
-                inputs = dict(enumerate((batch_BCHW, *others)))
+                inputs = dict(zip(range(self._num_inputs), (batch_BCHW, *others), strict=True))
                 outputs = list(request.infer(inputs, share_inputs=True).values())
         finally:
             self._idle.put(request)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitesse.errors import ArtefactError, ConfigError
+from vitesse.errors import ArtefactError, ConfigError, ImageError
 from vitesse.results import Mask, Masks
 from vitesse.runtime.artefact import Artefact, is_decoder, read_artefact
 from vitesse.runtime.engines import create_engine
@@ -76,11 +76,14 @@ class MaskPredictor:
             ImageError: the picture is refused.
             EngineError: the engine failed.
         """
-        self._seen = None
-        image = _read(source, self._limits)
+        self._seen, name = None, name_of(source, 0)
+        try:
+            image = _read(source, self._limits)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
         x_CHW = fitted(image, self.artefact.manifest.preprocess)
         (embedding_1CHW,) = self._encoder.run(x_CHW[None])
-        self._seen = _Seen(name_of(source, 0), (image.height, image.width), embedding_1CHW)
+        self._seen = _Seen(name, (image.height, image.width), embedding_1CHW)
 
     def predict(
         self, *, points: Sequence[Point] = (), boxes: Sequence[Box] = (), multimask: bool = False
