@@ -103,6 +103,15 @@ def test_predicting_is_torch_free(make_artefact, photo, encode, tmp_path):
     assert "numpy" in loaded
 
 
+def test_segmenting_is_torch_free(make_promptable):
+    code = (
+        "import numpy; from vitesse.predictors import load_masks; "
+        f"sam = load_masks({str(make_promptable())!r}, engine='onnxruntime'); "
+        "sam.set_image(numpy.zeros((30, 40, 3), 'uint8')); sam.predict(points=[(1, 1)])"
+    )
+    assert loaded_by(code).isdisjoint(BANNED)
+
+
 def test_the_probe_can_fail(tmp_path):
     (tmp_path / "torch.py").touch()
     assert "torch" in loaded_by(f"sys.path.insert(0, {str(tmp_path)!r}); import vitesse, torch")

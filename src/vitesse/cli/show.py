@@ -149,6 +149,8 @@ def show_evaluation(result: Evaluation, *, as_json: bool) -> int:
 
 def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) -> int:
     """The artefact's path, parity and accuracy; what lies next to it."""
+    from vitesse.runtime.artefact import decoder_path
+
     parity, accuracy = dict(artefact.manifest.parity or {}), artefact.manifest.accuracy
     targets = [{**json.loads(path.read_bytes()), "out": str(path.with_suffix(""))} for path in sidecars]
     if as_json:
@@ -161,6 +163,8 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     images = parity.pop("images", None)
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
+    if artefact.manifest.decoder:
+        print(f"  the encoder; its decoder {decoder_path(artefact.path).name} lies beside it")
     made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
     print(f"  largest difference of logits from torch on {images} images{made_from}: {engines}")
     if accuracy:

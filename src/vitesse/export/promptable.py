@@ -21,9 +21,9 @@ from vitesse.export.half import to_half
 from vitesse.export.onnx import INPUT, traced, write_artefact
 from vitesse.export.verify import tolerance
 from vitesse.files import write_atomically
-from vitesse.runtime.artefact import Artefact, read_artefact
+from vitesse.runtime.artefact import Artefact, decoder_path, read_artefact
 from vitesse.runtime.engines import available_engines, create_engine
-from vitesse.runtime.promptable import as_prompts, decoder_path
+from vitesse.runtime.promptable import as_prompts
 from vitesse.spec import PROMPT_FRAME
 
 if TYPE_CHECKING:

@@ -89,6 +89,11 @@ def is_decoder(manifest: Manifest) -> bool:
     return manifest.task == "promptable" and not manifest.decoder
 
 
+def decoder_path(encoder: Path) -> Path:
+    """Where the decoder of an encoder NAME.onnx lies: NAME.decoder.onnx."""
+    return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
+
+
 def bundled_artefact() -> Path:
     """Path of the artefact that ships in the package.
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitesse.errors import ArtefactError, ConfigError, ImageError
 from vitesse.results import Mask, Masks
-from vitesse.runtime.artefact import Artefact, is_decoder, read_artefact
+from vitesse.runtime.artefact import Artefact, decoder_path, is_decoder, read_artefact
 from vitesse.runtime.engines import create_engine
 from vitesse.runtime.imaging import DEFAULT_LIMITS, ImageLimits, read_image, to_rgb
 from vitesse.runtime.predictor import Source, name_of
@@ -31,7 +31,6 @@ Box = Sequence[float]
 Size = tuple[int, int]
 """Height and width in pixels."""
 
-DECODER_SUFFIX = ".decoder.onnx"
 OBJECTS_A_RUN = 8
 """A run of the decoder holds some 30 MiB for each."""
 
@@ -124,11 +123,6 @@ class _Seen:
     name: str
     size: Size
     embedding_1CHW: NDArray[np.float32]
-
-
-def decoder_path(encoder: Path) -> Path:
-    """Where the decoder of an encoder NAME.onnx lies: NAME.decoder.onnx."""
-    return encoder.with_name(encoder.stem + DECODER_SUFFIX)
 
 
 def read_decoder(encoder: Artefact) -> Artefact:

@@ -21,9 +21,9 @@ from vitesse.cli import run
 from vitesse.errors import ConfigError, ExportError
 from vitesse.export import export
 from vitesse.models.promptable import PromptableModel
-from vitesse.runtime.artefact import Artefact, read_artefact
+from vitesse.runtime.artefact import Artefact, decoder_path, read_artefact
 from vitesse.runtime.engines import available_engines
-from vitesse.runtime.promptable import MaskPredictor, decoder_path, fitted
+from vitesse.runtime.promptable import MaskPredictor, fitted
 from vitesse.weights import save_weights
 
 SIDE = 128

@@ -234,7 +234,9 @@ def test_a_published_file_is_converted_and_loads_by_name(tiny, tmp_path, hub, mo
     )
     weights = facts("efficientvit_sam_l0").weights[0]
     hub.add(weights.hub_id, weights.file, released.read_bytes())
-    named = create_model("efficientvit_sam_l0", pretrained=True, image_size=128)
+    named, published = load_torch("efficientvit_sam_l0")
+    assert (published.trained_on, published.licence) == ("SA-1B", "Apache-2.0")
+    assert (published.task, published.preprocess.image_size) == ("promptable", (512, 512))
     for key, tensor in tiny.state_dict().items():
         assert torch.equal(module.state_dict()[key], tensor), key
         assert torch.equal(named.state_dict()[key], tensor), key

@@ -18,13 +18,12 @@ from torchvision.transforms import functional as transforms
 
 from vitesse.errors import ArtefactError, ConfigError, EngineError, ImageError
 from vitesse.predictors import load, load_masks
-from vitesse.runtime.artefact import Artefact, read_artefact
+from vitesse.runtime.artefact import Artefact, decoder_path, read_artefact
 from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.runtime.promptable import (
     OBJECTS_A_RUN,
     MaskPredictor,
     as_prompts,
-    decoder_path,
     fitted,
     fitted_size,
     in_picture,
