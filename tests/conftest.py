@@ -28,7 +28,7 @@ if (
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from vitesse.runtime.artefact import METADATA_KEY, Artefact, read_artefact
-from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
+from vitesse.spec import PROMPT_FRAME, Manifest, ModelSpec, PreprocessSpec
 
 REPOSITORY = Path(__file__).parents[1]
 TINY_CLASSES = tuple(f"class {index}" for index in range(10))
@@ -133,6 +133,116 @@ def tiny_reference() -> Callable[[np.ndarray], np.ndarray]:
     """The tiny classifier in numpy: (B, 3, H, W) to logits (B, 10)."""
     weight, bias = tiny_weights()
     return lambda x_BCHW: x_BCHW.mean(axis=(2, 3)) @ weight.T + bias
+
+
+SAM_SIDE, SAM_LOGITS = 64, 256
+QUALITIES = (0.5, 0.6, 0.9, 0.7)
+
+
+def _encoder_onnx() -> onnx.ModelProto:
+    """The mean colour of each eighth of a side as the image embedding."""
+    return _onnx(
+        [
+            helper.make_node(
+                "AveragePool", ["images"], ["image_embedding"], kernel_shape=[8, 8], strides=[8, 8]
+            )
+        ],
+        {"images": ["batch", 3, SAM_SIDE, SAM_SIDE]},
+        {"image_embedding": ["batch", 3, 8, 8]},
+        {},
+    )
+
+
+def _decoder_onnx() -> onnx.ModelProto:
+    """The rectangle between an object's last two points as its mask; the others are narrower by 32 pixels.
+
+    A box's mask is the box, and a single point's the rectangle from the top left to it. The qualities are
+    `QUALITIES`, the first of them plus the mean of the image embedding.
+    """
+    centres = (np.arange(SAM_LOGITS, dtype=np.float32) + 0.5) * PROMPT_FRAME / SAM_LOGITS
+    constants = {
+        "x": centres.reshape(1, 1, 1, -1),
+        "y": centres.reshape(1, 1, -1, 1),
+        "margins": 32 * np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1),
+        "qualities": np.asarray([QUALITIES], np.float32),
+        "first": np.asarray([[1, 0, 0, 0]], np.float32),
+        "none": np.zeros((1, 1), np.float32),
+        "each": np.asarray([-1, 1, 1, 1], np.int64),
+        "flat": np.asarray([-1, 1], np.int64),
+    } | {f"index {i}": np.asarray(i, np.int64) for i in (-2, -1, 0, 1)}
+    nodes = [
+        helper.make_node("Gather", ["prompts", "index -2"], ["one"], axis=1),
+        helper.make_node("Gather", ["prompts", "index -1"], ["other"], axis=1),
+        helper.make_node("Min", ["one", "other"], ["low"]),
+        helper.make_node("Max", ["one", "other"], ["high"]),
+    ]
+    for axis, index in (("x", 0), ("y", 1)):
+        for end, signs in (("low", (axis, "end")), ("high", ("end", axis))):
+            key = f"{axis} {end}"
+            nodes += [
+                helper.make_node("Gather", [end, f"index {index}"], [f"{key} flat"], axis=1),
+                helper.make_node("Reshape", [f"{key} flat", "each"], [f"{key} end"]),
+                helper.make_node("Sub", [f"{key} end" if s == "end" else s for s in signs], [key]),
+            ]
+    nodes += [
+        helper.make_node("Min", ["x low", "x high", "y low", "y high"], ["inside"]),
+        helper.make_node("Sub", ["inside", "margins"], ["masks"]),
+        helper.make_node("ReduceMean", ["image_embedding"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["first", "mean"], ["seen"]),
+        helper.make_node("Add", ["qualities", "seen"], ["of all"]),
+        helper.make_node("Reshape", ["x low flat", "flat"], ["column"]),
+        helper.make_node("Mul", ["column", "none"], ["zeros"]),
+        helper.make_node("Add", ["of all", "zeros"], ["quality"]),
+    ]
+    return _onnx(
+        nodes,
+        {"prompts": ["objects", "points", 3], "image_embedding": [1, 3, 8, 8]},
+        {"masks": ["objects", 4, SAM_LOGITS, SAM_LOGITS], "quality": ["objects", 4]},
+        constants,
+    )
+
+
+def _onnx(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int | str]],
+    outputs: dict[str, list[int | str]],
+    constants: dict[str, np.ndarray],
+) -> onnx.ModelProto:
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in some.items()]
+        for some in (inputs, outputs)
+    ]
+    held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", *ends, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.fixture(scope="session")
+def make_promptable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a tiny model for masks, `sam.onnx` and `sam.decoder.onnx`; gives the first path.
+
+    See `_decoder_onnx` for what it computes. `manifest` replaces keys of the encoder's manifest.
+    """
+
+    def make(**manifest: Any) -> Path:
+        size = (SAM_SIDE, SAM_SIDE)
+        known = Manifest(
+            model=ModelSpec(name="tiny_sam", image_size=size, num_classes=1),
+            class_names=("object",),
+            preprocess=PreprocessSpec(image_size=size, resize="fit", interpolation="bilinear"),
+            task="promptable",
+        ).to_dict()
+        path = tmp_path_factory.mktemp("promptable") / "sam.onnx"
+        decoder = _decoder_onnx()
+        helper.set_model_props(decoder, {METADATA_KEY: json.dumps(known)})
+        path.with_name("sam.decoder.onnx").write_bytes(decoder.SerializeToString())
+        encoder, digest = _encoder_onnx(), hashlib.sha256(decoder.SerializeToString()).hexdigest()
+        known |= {"decoder": digest, **manifest}
+        helper.set_model_props(encoder, {METADATA_KEY: json.dumps(known)})
+        path.write_bytes(encoder.SerializeToString())
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

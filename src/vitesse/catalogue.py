@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -27,26 +27,31 @@ class WeightFacts:
 
     Attributes:
         tag: what follows the dot, such as `r224_in1k`.
-        hub_id: repository on the Hugging Face Hub that holds `model.safetensors`.
+        hub_id: repository on the Hugging Face Hub that holds `file`.
         num_classes: classes of its head.
         distilled: it belongs to a model with a distillation head (a plain ViT: and token).
         image_size: (height, width) in pixels it was trained for.
         crop_pct: share of the resized shorter side that evaluation keeps, 0 to 1.
-        top1, top5: ImageNet-1k validation accuracy of these very weights, fractions.
+        top1, top5: ImageNet-1k validation accuracy of these very weights, fractions; None where they are of
+            another task.
         licence: SPDX identifier.
-        source: where the accuracy was published.
+        source: where they, and their accuracy, were published.
+        file: safetensors, or a `.pt` of an original release, which is read without running code.
+        trained_on: the data set.
     """
 
     tag: str
     hub_id: str
     image_size: tuple[int, int]
-    crop_pct: float
-    top1: float
-    top5: float
     licence: str
     source: str
+    crop_pct: float = 1.0
+    top1: float | None = None
+    top5: float | None = None
     num_classes: int = 1000
     distilled: bool = False
+    file: str = "model.safetensors"
+    trained_on: str = "ImageNet-1k"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +61,10 @@ class ModelFacts:
     Attributes:
         name: registry name.
         family: the paper's model family; it decides which foreign key names are understood.
-        task: `classify`, `detect` or `segment`.
+        task: see `Manifest.task`.
         params: parameters with a head of `num_classes`, BatchNorm not folded.
         macs: multiply-accumulates of convolutions and matrix products for one image of `image_size`; of a
-            multiplexed model for one of a whole group.
+            multiplexed model for one of a whole group, of one for promptable masks without the prompts.
         image_size: (height, width) in pixels of the published figures.
         num_classes: classes of the published figures.
         dataset: whose validation split the published accuracy was measured on.
@@ -110,9 +115,8 @@ def _read(row: dict[str, Any], family: dict[str, Any]) -> ModelFacts:
         )
         for entry in row["weights"]
     )
-    own = {"family": family["family"], "source": family["source"], **row}
-    if "task" in family:
-        own["task"] = family["task"]
+    known = {field.name for field in fields(ModelFacts)}
+    own = {key: value for key, value in family.items() if key in known} | row
     if "pickles" in family:
         own["pickle"] = f"{family['pickles']}/{row['name']}.pt"
     return from_mapping(ModelFacts, own | {"weights": weights, "image_size": as_size(row["image_size"])})

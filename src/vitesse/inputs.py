@@ -44,6 +44,18 @@ def expand(sources: Iterable[str], limits: ImageLimits = DEFAULT_LIMITS) -> list
     return [picture for source in sources for picture in _expand(source, limits)]
 
 
+def expand_one(source: str, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+    """The one picture that a source names, see `expand`.
+
+    Raises:
+        ConfigError: it names several.
+    """
+    found = expand([source], limits)
+    if len(found) > 1:
+        raise ConfigError(f"{source}: expected one picture, this names {len(found)}")
+    return found[0]
+
+
 def _expand(source: str, limits: ImageLimits) -> Iterable[Picture]:
     if source == STDIN:
         return _from_stdin(limits)

@@ -41,6 +41,19 @@ class ConvNorm(nn.Sequential):
             nn.init.constant_(self.bn.weight, norm_init)
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Normalisation over the channels of each position: (B, C, H, W) to the same shape.
+
+    `torch` takes mean and variance in float32 whatever the dtype, and so do exported graphs.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class NormLinear(nn.Sequential):
     """BatchNorm, then a linear layer: (B, C) to logits (B, num_classes)."""
 

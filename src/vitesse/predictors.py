@@ -16,6 +16,7 @@ from vitesse.provenance import versions
 from vitesse.results import Record
 from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.predictor import Predictor, Source
+from vitesse.runtime.promptable import MaskPredictor
 from vitesse.spec import as_size
 
 HUB_PREFIX, HUB_FILE = "hf:", "model.onnx"
@@ -58,6 +59,27 @@ def load(
     if image_size is not None:
         artefact = artefact.at_size(as_size(image_size))
     return Predictor(artefact, engine=engine, threads=threads, **options)
+
+
+def load_masks(model: str | Path | Artefact, **options: Any) -> MaskPredictor:
+    """A `MaskPredictor` for an artefact, or a name whose published weights are fetched and exported once.
+
+    Args:
+        model: NAME.onnx with its decoder NAME.decoder.onnx beside it, or a model's name.
+        options: `engine`, `threads` and `limits` of `MaskPredictor`.
+
+    Raises:
+        UnknownModelError: no model has this name; the message lists the nearest.
+        ConfigError: a checkpoint, or a model that is not for masks.
+        ArtefactError, WeightsError, EngineError, ExportError, MissingExtraError: see their messages.
+    """
+    if not isinstance(model, Artefact):
+        if str(model).endswith(CHECKPOINT_SUFFIX):
+            raise ConfigError(
+                f"{model}: expected an artefact, this is a checkpoint; run `vitesse export` first"
+            )
+        model = find_artefact(model)
+    return MaskPredictor(model, **options)
 
 
 def predict(

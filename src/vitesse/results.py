@@ -186,6 +186,77 @@ class SemanticMap:
         return cls(classes_HW=classes_HW, predictions=predictions, **known)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask:
+    """The pixels of one object.
+
+    Attributes:
+        mask_HW: bool, rows and columns of the picture as it came.
+        score: the IoU that the mask is expected to have with the object, 0..1.
+    """
+
+    mask_HW: NDArray[np.bool_]
+    score: float
+
+    def __post_init__(self) -> None:
+        if self.mask_HW.dtype != np.bool_ or self.mask_HW.ndim != 2:
+            raise ValueError(f"mask: expected bool (H, W), got {self.mask_HW.dtype} {self.mask_HW.shape}")
+        _check_share("score", "mask", self.score)
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int(np.count_nonzero(self.mask_HW))
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the pixels inside, as COCO has it; zeros for an empty mask."""
+        rows, columns = (np.flatnonzero(self.mask_HW.any(axis)) for axis in (1, 0))
+        if not rows.size:
+            return 0, 0, 0, 0
+        left, top = int(columns[0]), int(rows[0])
+        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+    def to_dict(self) -> dict[str, Any]:
+        """Score, bbox, area and the pixels as `segmentation`, see `run_lengths`."""
+        known = {"score": self.score, "bbox": list(self.bbox), "area": self.area}
+        return known | {"segmentation": run_lengths(self.mask_HW)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """The result for one picture: one mask for each object that was asked for, in that order.
+
+    Attributes:
+        size: (height, width) of the picture in pixels.
+    """
+
+    source: str
+    model: str
+    size: tuple[int, int]
+    predictions: tuple[Mask, ...]
+    task: str = "promptable"
+
+    def __post_init__(self) -> None:
+        for mask in self.predictions:
+            if mask.mask_HW.shape != self.size:
+                raise ValueError(f"{self.source}: expected masks of {self.size}, got {mask.mask_HW.shape}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON record: source, task, model, size, and of each mask what `Mask.to_dict` gives."""
+        known = {"source": self.source, "task": self.task, "model": self.model, "size": list(self.size)}
+        return known | {"predictions": [mask.to_dict() for mask in self.predictions]}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Masks:
+        """Read `to_dict`'s form."""
+        masks = tuple(
+            Mask(mask_HW=from_run_lengths(mask["segmentation"]), score=mask["score"])
+            for mask in raw["predictions"]
+        )
+        return from_mapping(cls, {**raw, "predictions": masks})
+
+
 Record = Classification | Detections | SemanticMap
 
 

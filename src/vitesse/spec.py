@@ -8,16 +8,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Literal, TypeVar, get_args
 
 from vitesse.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
-Task = Literal["classify", "detect", "segment"]
+Task = Literal["classify", "detect", "segment", "promptable"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MANIFEST_SCHEMA = 1
+PROMPT_FRAME = 1024
+"""Longer side in pixels of the picture in which prompts to a `promptable` model are given."""
+
+
+class PromptKind(IntEnum):
+    """What a point is to the decoder of a `promptable` model; `NO_POINT` stands where there is no box."""
+
+    NO_POINT = -1
+    BACKGROUND = 0
+    FOREGROUND = 1
+    TOP_LEFT = 2
+    BOTTOM_RIGHT = 3
 
 
 def from_mapping(cls: type[T], raw: Mapping[str, Any]) -> T:
@@ -156,10 +169,16 @@ class Manifest:
             top, right and bottom in pixels of the input; `scores` (B, N) in 0..1, highest first; `labels`
             (B, N); what is left of the N has score 0. `segment`: `classes` (B, H, W), a class index for each
             pixel of the input, and the `logits` (B, num_classes, h, w) that they were made from.
+            `promptable`: two files. The encoder's `image_embedding` (B, C, h, w); and the decoder's `masks`
+            (N, M, 4h, 4w), logits, and `quality` (N, M), their expected IoU. The decoder takes `prompts`
+            (N, P, 3), x, y and `PromptKind` of the points of N objects, and one `image_embedding`. Of the M
+            masks the first is for clear prompts, the others are alternatives.
         model: the spec of the model inside.
         class_names: one name per class index.
         preprocess: the preprocessing that the weights expect.
         precision: `fp32`, `fp16` or `int8`.
+        decoder: of a `promptable` model's encoder, NAME.onnx, the SHA-256 of its decoder, NAME.decoder.onnx;
+            of that decoder empty.
         mux_width: pictures that share a pass; of a batch each so many in their order, 1 for none.
         trained_on: the dataset, as a person would name it.
         licence: SPDX identifier or a short sentence.
@@ -178,6 +197,7 @@ class Manifest:
     preprocess: PreprocessSpec
     task: Task = "classify"
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    decoder: str = ""
     mux_width: int = 1
     trained_on: str = ""
     licence: str = ""

@@ -20,6 +20,7 @@ Capture = pytest.CaptureFixture[str]
 FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
     "--min-score --model --save --streams --threads --top-k",
+    "segment": "--box --engine --json --max-bytes --max-pixels --model --multimask --point --save --threads",
     "train": "--export --json --model --out --ray --ray-workers --recipe --strict",
     "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
     "--split --threads",
@@ -64,7 +65,7 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 93
+    assert len(rows) == 100
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
     wanted |= {"task", "num_classes", "dataset", "miou", "pickle"}
     assert all(wanted <= row.keys() for row in rows.values())

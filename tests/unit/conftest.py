@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+
+from vitesse.heads.promptable import PromptConfig
+from vitesse.models import build, efficientvit_mit, efficientvit_sam
+from vitesse.models.promptable import PromptableModel
+from vitesse.spec import ModelSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,7 +23,32 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def narrow_sam(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., PromptableModel]:
+    """A function that builds EfficientViT-SAM L0 with few and narrow blocks, for images of 128 pixels.
+
+    While the given patch lasts, that is what the name means.
+    """
+    narrow = dataclasses.replace(
+        efficientvit_mit.CONFIGS["efficientvit_l0"],
+        embed_dim=(8, 8, 8, 16, 32),
+        depths=(1, 1, 1, 1, 1),
+        head_dim=8,
+    )
+    prompt = PromptConfig(width=32, grid=16, num_heads=4, mlp_width=48)
+    config = efficientvit_sam.SamConfig(backbone="narrow", depth=1, prompt=prompt)
+
+    def make(patch: pytest.MonkeyPatch, **options: Any) -> PromptableModel:
+        patch.setitem(efficientvit_mit.CONFIGS, "narrow", narrow)
+        patch.setitem(efficientvit_sam.CONFIGS, "efficientvit_sam_l0", config)
+        torch.manual_seed(0)
+        model = build(ModelSpec(name="efficientvit_sam_l0", image_size=(128, 128), **options))
+        return randomise(model).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def randomise() -> Callable[[nn.Module], nn.Module]:
     """Gives a model statistics, gains and bias tables as training would: nothing stays 0 or 1."""
 

@@ -48,8 +48,13 @@ def test_the_readme_s_table_is_the_catalogue() -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, photo: Callable[..., Image.Image], make_artefact: Callable[..., Path]) -> Path:
-    """A folder with what the pages name: photo.jpg, photos/{train,val}/CLASS/*.jpg, mine.onnx."""
+def desk(
+    tmp_path: Path,
+    photo: Callable[..., Image.Image],
+    make_artefact: Callable[..., Path],
+    make_promptable: Callable[..., Path],
+) -> Path:
+    """A folder with what the pages name: photo.jpg, photos/{train,val}/CLASS/*.jpg, mine.onnx, sam.onnx."""
     photo(400, 300).save(tmp_path / "photo.jpg")
     for split, count in {"train": 12, "val": 4}.items():
         for label in ("cat", "dog"):
@@ -58,6 +63,8 @@ def desk(tmp_path: Path, photo: Callable[..., Image.Image], make_artefact: Calla
             for index in range(count):
                 photo(64, 64, seed=index + 100 * (label == "dog")).save(folder / f"{index}.jpg")
     shutil.copy(make_artefact(), tmp_path / "mine.onnx")
+    for path in make_promptable().parent.iterdir():
+        shutil.copy(path, tmp_path)
     return tmp_path
 
 

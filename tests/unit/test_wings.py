@@ -36,6 +36,7 @@ INSIDE_RUNTIME = (
     {"engines", "postprocess"},
     {"multiplex"},
     {"predictor"},
+    {"promptable"},
 )
 LIGHT = [
     "vitesse",
@@ -101,6 +102,15 @@ def test_predicting_is_torch_free(make_artefact, photo, encode, tmp_path):
     loaded = loaded_by(f"import vitesse; {call}")
     assert loaded.isdisjoint(BANNED)
     assert "numpy" in loaded
+
+
+def test_segmenting_is_torch_free(make_promptable):
+    code = (
+        "import numpy; from vitesse.predictors import load_masks; "
+        f"sam = load_masks({str(make_promptable())!r}, engine='onnxruntime'); "
+        "sam.set_image(numpy.zeros((30, 40, 3), 'uint8')); sam.predict(points=[(1, 1)])"
+    )
+    assert loaded_by(code).isdisjoint(BANNED)
 
 
 def test_the_probe_can_fail(tmp_path):

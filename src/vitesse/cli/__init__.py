@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from vitesse.cli import bench, convert, doctor, evaluate, export, models, predict, push, train
+from vitesse.cli import bench, convert, doctor, evaluate, export, models, predict, push, segment, train
 from vitesse.errors import ConfigError, StoppedError, VitesseError
 from vitesse.progress import other_rank
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (predict, train, evaluate, export, bench, models, convert, push, doctor):
+for _verb in (predict, segment, train, evaluate, export, bench, models, convert, push, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.run)
 
 

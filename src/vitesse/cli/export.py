@@ -52,7 +52,8 @@ def run(
     The file is written only when its logits equal those of the torch model on every installed engine. An int8
     file is written only when it loses at most 0.5 points of top-1 against fp32 on the same pictures and is
     faster on this machine; both figures are printed. Files of other formats lie next to it, each with a .json
-    that holds the manifest and what was proven.
+    that holds the manifest and what was proven. A model for masks by prompts becomes two files: the encoder,
+    NAME.onnx, and NAME.decoder.onnx.
 
     \b
     Examples:

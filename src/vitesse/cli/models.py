@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vitesse.cli.options import Json
+from vitesse.spec import Task
 
 MILLION = 1e6
 
@@ -18,7 +19,7 @@ def run(
         str | None, typer.Option("--family", metavar="NAME", help="Only models of this family.")
     ] = None,
     task: Annotated[
-        Literal["classify", "detect", "segment"] | None,
+        Task | None,
         typer.Option("--task", help="Only models for this."),
     ] = None,
     max_params: Annotated[

@@ -49,3 +49,17 @@ def as_pixels(text: str | None) -> int | tuple[int, int] | None:
 
         raise ConfigError(f"--image-size: expected pixels such as 384, or 384x512, got {text!r}")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def as_numbers(option: str, text: str) -> list[float]:
+    """`10,20.5` as numbers.
+
+    Raises:
+        ConfigError: something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        from vitesse.errors import ConfigError
+
+        raise ConfigError(f"{option}: expected numbers such as 40,60, got {text!r}") from error

@@ -182,6 +182,8 @@ def _rates(result: Evaluation | DenseEvaluation) -> str:
 
 def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) -> int:
     """The artefact's path, parity and accuracy; what lies next to it."""
+    from vitesse.runtime.artefact import decoder_path
+
     parity, accuracy = dict(artefact.manifest.parity or {}), artefact.manifest.accuracy
     targets = [{**json.loads(path.read_bytes()), "out": str(path.with_suffix(""))} for path in sidecars]
     if as_json:
@@ -194,6 +196,8 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     images, equal_pixels, equal_boxes = (parity.pop(key, None) for key in ("images", *EQUAL))
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
+    if artefact.manifest.decoder:
+        print(f"  the encoder; its decoder {decoder_path(artefact.path).name} lies beside it")
     made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
     what = "scores" if artefact.manifest.task == "detect" else "logits"
     print(f"  largest difference of {what} from torch on {images} images{made_from}: {engines}")

@@ -11,7 +11,12 @@ from vitesse.progress import say
 from vitesse.spec import Task, to_mapping
 
 ARCHITECTURES = ("name", "family", "licence", "params M", "MACs M", "image")
-MEASURES: Mapping[Task, str] = {"classify": "top-1", "detect": "AP", "segment": "mIoU"}
+MEASURES: Mapping[Task, str] = {
+    "classify": "top-1",
+    "detect": "AP",
+    "segment": "mIoU",
+    "promptable": "mask AP",
+}
 """What the published accuracy is called."""
 WEIGHTS = ("name", "hugging face repository", "licence", "image", "crop", "top-1 %", "top-5 %")
 
@@ -30,7 +35,9 @@ def show_models(found: Sequence[ModelFacts], *, weights: bool, as_json: bool) ->
     if weights:
         sets = [(facts, entry) for facts in found for entry in facts.weights]
         _print_table(WEIGHTS, [_weights_row(facts, entry) for facts, entry in sets])
-        _print_sources("top-1: ImageNet-1k", ((facts.family, entry.source) for facts, entry in sets))
+        _print_sources(
+            "top-1: ImageNet-1k", ((facts.family, entry.source) for facts, entry in sets if entry.top1)
+        )
         return DONE
     for number, task in enumerate(dict.fromkeys(facts.task for facts in found)):
         if number:

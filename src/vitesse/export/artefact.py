@@ -16,13 +16,15 @@ from vitesse.errors import ConfigError, DataError, ImageError
 from vitesse.export.fold import fold
 from vitesse.export.half import to_half
 from vitesse.export.int8 import to_int8
-from vitesse.export.onnx import as_proto, to_onnx, write_artefact
+from vitesse.export.onnx import OUTPUTS, as_proto, to_onnx, write_artefact
+from vitesse.export.promptable import export_pair
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
 from vitesse.metrics import EXAMINATIONS, Showing, open_for, outcomes_in_groups
 from vitesse.models.backbone import VisionModel
 from vitesse.models.loading import load_torch
+from vitesse.models.promptable import PromptableModel
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
@@ -34,6 +36,13 @@ if TYPE_CHECKING:
     from vitesse.data.sources import Source
 
 PARITY_IMAGES: Mapping[Task, int] = {"classify": 32, "detect": 4, "segment": 4}
+FOR_TASKS: Mapping[str, tuple[Task, ...]] = {
+    "--data": tuple(EXAMINATIONS),
+    "--calibrate": ("classify",),
+    "--dynamic-size": tuple(OUTPUTS),
+    "--format": ("classify",),
+}
+"""The tasks that an option is for."""
 DENSE_BATCH = 4
 """Pictures a run of what looks at large ones."""
 HELD_OUT = "held out of training"
@@ -56,6 +65,8 @@ def export(
     licence: str = "",
 ) -> Artefact:
     """Write a checkpoint, or a pretrained model by name, as an artefact; gives the artefact written.
+
+    A model for promptable masks becomes two files, see `export_pair`, of which this gives the encoder.
 
     Args:
         model: a `.safetensors` checkpoint, or a model name whose published weights are fetched.
@@ -86,7 +97,10 @@ def export(
     check_formats(formats, precision)
     module, found_manifest = load_torch(model, arch)
     check_groups(formats, found_manifest.mux_width)
-    _check_task(found_manifest.task, {"--calibrate": calibrate, "--format": formats})
+    _check_task(
+        found_manifest.task,
+        {"--data": data, "--calibrate": calibrate, "--dynamic-size": dynamic_size, "--format": formats},
+    )
     manifest = replace(
         found_manifest,
         precision="fp16" if precision == "fp16" else "fp32",
@@ -94,6 +108,8 @@ def export(
         licence=licence or found_manifest.licence,
         tools=versions(),
     )
+    if isinstance(module, PromptableModel):
+        return export_pair(module, manifest, out)
     source, dataset = None, {}
     if data is not None:
         everything = open_for(manifest.task, data, split)
@@ -149,11 +165,14 @@ def _check_request(out: Path, precision: str, calibrate: str | Path | Source | N
 def _check_task(task: Task, asked: Mapping[str, object]) -> None:
     """
     Raises:
-        ConfigError: something is asked for that Vitesse does for classifiers alone.
+        ConfigError: something is asked for that Vitesse does for other tasks alone.
     """
     for option, value in asked.items():
-        if task != "classify" and value:
-            raise ConfigError(f"{option}: expected a classifier, got a model that is to {task}; leave it out")
+        if value and task not in FOR_TASKS[option]:
+            tasks = " or ".join(FOR_TASKS[option])
+            raise ConfigError(
+                f"{option}: expected a model to {tasks}, got one of the task {task}; leave it out"
+            )
 
 
 def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:

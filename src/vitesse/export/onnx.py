@@ -7,12 +7,12 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitesse.errors import ExportError, require
 from vitesse.files import write_atomically
@@ -61,18 +61,42 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
     task: Task = "classify"
     if isinstance(model, VisionModel):
         task, model = model.task, model.deployed()
+    images_BCHW = torch.zeros(_traced_batch(model), spec.in_chans, *size)
+    free = {0: torch.export.Dim("batch"), **sides}
+    return traced(model, {INPUT: images_BCHW}, {INPUT: free}, OUTPUTS[task], spec.name)
+
+
+def traced(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    free: Mapping[str, Mapping[int, Any]],
+    outputs: Sequence[str],
+    name: str,
+) -> Any:
+    """What a model does with tensors of these shapes, as an `onnx.ModelProto`.
+
+    Args:
+        inputs: by the names that the graph gives them, in the order that the model takes them.
+        free: by the same names, the dimensions of other sizes that the graph takes too, as
+            `torch.export.Dim`.
+        outputs: the graph's names of them.
+        name: of the model, for messages.
+
+    Raises:
+        ExportError: torch cannot trace the model.
+        MissingExtraError: the extra `export` is not installed.
+    """
     require("onnxscript", "export")
     slim = require("onnxslim", "export").slim
-    images_BCHW = torch.zeros(_traced_batch(model), spec.in_chans, *size)
     try:
         with quiet():
             program = torch.onnx.export(
                 model.eval(),
-                (images_BCHW,),
+                tuple(inputs.values()),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
-                input_names=[INPUT],
-                output_names=OUTPUTS[task],
+                dynamic_shapes=tuple(dict(free.get(key, {})) for key in inputs),
+                input_names=list(inputs),
+                output_names=list(outputs),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -80,7 +104,7 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
             return slim(program.model_proto)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]  # the exporter's own line tells of its steps
-        raise ExportError(f"{spec.name}: torch cannot export it to ONNX: {reason}") from error
+        raise ExportError(f"{name}: torch cannot export it to ONNX: {reason}") from error
 
 
 def _traced_batch(model: nn.Module) -> int:

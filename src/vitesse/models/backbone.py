@@ -19,7 +19,7 @@ class VisionModel(nn.Module):
 
     Attributes:
         spec: enough to rebuild the module.
-        task: `classify`, `detect` or `segment`.
+        task: `classify`, `detect`, `segment` or `promptable`.
         min_image_size: shortest image side in pixels that gives every stage at least one position.
         size_multiple: image sides must be multiples of so many pixels.
         head_prefixes: how the names of the classifier's parameters begin.

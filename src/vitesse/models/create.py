@@ -10,8 +10,10 @@ from vitesse.catalogue import facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import (  # noqa: F401  (register)
     detectors,
+    efficientsam,
     efficientvit_mit,
     efficientvit_msra,
+    efficientvit_sam,
     efficientvit_seg,
     multiplex,
     shvit,
@@ -21,7 +23,7 @@ from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
 from vitesse.spec import ModelSpec, Task, as_size
-from vitesse.weights.files import read_safetensors, unwrap
+from vitesse.weights.convert import read_foreign
 from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import load_tensors
 
@@ -63,7 +65,7 @@ def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> Mode
 def list_models(pattern: str = "*", task: Task | None = "classify") -> tuple[str, ...]:
     """The names of Vitesse's models that match a shell pattern such as `*_m?`, sorted.
 
-    `task` is `classify`, `detect`, `segment`, or None for all.
+    `task` is `classify`, `detect`, `segment`, `promptable`, or None for all.
     """
     return tuple(name for name in registered_models(task) if fnmatchcase(name, pattern))
 
@@ -128,10 +130,9 @@ def _load_pretrained(model: VisionModel | TimmModel, name: str) -> None:
         num_classes, distilled, image_size = weights.num_classes, weights.distilled, weights.image_size
         path = fetch_pretrained(name)
     same_head = (model.spec.num_classes, model.spec.distilled) == (num_classes, distilled)
-    tensors = unwrap(read_safetensors(path)[0], path)
     load_tensors(
         model,
-        tensors,
+        read_foreign(path),
         str(path),
         head="keep" if same_head else "new",
         first_conv="adapt",

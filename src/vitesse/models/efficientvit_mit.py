@@ -2,7 +2,8 @@
 
 Cai et al., ICCV 2023, arXiv 2205.14756. Section numbers below are the paper's.
 
-`*_single_scale` are the B series with the linear attention of the paper's first version: one scale.
+`*_single_scale` are the B series with the linear attention of the paper's first version: one scale. XL0 and
+XL1, with a fifth stage, have no classifier: they encode images for masks (arXiv 2402.05008).
 
 Shape suffixes: B images, C channels, H rows, W columns, A attention heads (of all scales), D head width,
 N positions (H*W).
@@ -39,28 +40,27 @@ gradient of a position that attends to nothing explode."""
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientViTConfig:
-    """One model: widths and blocks of the stem and the four stages.
+    """One model: widths and blocks of the stem and of each stage.
 
     Attributes:
         embed_dim, depths: of the stem, then of each stage. In all stages that begin with an extra strided
             block, the depth counts the blocks after it.
         head_dim: width of an attention head.
-        head_widths: of the classifier's two hidden layers.
+        head_widths: of the classifier's two hidden layers; None for a backbone without classifier.
         scales: kernel sides of the depthwise convolutions that aggregate tokens for further heads.
         large: the L series, for GPUs: full convolutions in the early stages, GELU, wider expansion.
+        num_fused: of the L series, how many stages have full convolutions.
+        norm_eps: of every normalisation; not part of a checkpoint, but its weights expect it.
     """
 
-    embed_dim: tuple[int, int, int, int, int]
-    depths: tuple[int, int, int, int, int]
+    embed_dim: tuple[int, ...]
+    depths: tuple[int, ...]
     head_dim: int
-    head_widths: tuple[int, int]
+    head_widths: tuple[int, int] | None
     scales: tuple[int, ...] = (5,)
     large: bool = False
-
-    @property
-    def norm_eps(self) -> float:
-        """Of every normalisation; not part of a checkpoint, but its weights expect it."""
-        return 1e-7 if self.large else 1e-5
+    num_fused: int = 2
+    norm_eps: float = 1e-5
 
     def activation(self) -> nn.Module:
         return nn.GELU("tanh") if self.large else nn.Hardswish(inplace=True)
@@ -85,6 +85,7 @@ CONFIGS = {
         head_dim=32,
         head_widths=(3072, 3200),
         large=True,
+        norm_eps=1e-7,
     ),
     "efficientvit_l3": EfficientViTConfig(
         embed_dim=(64, 128, 256, 512, 1024),
@@ -92,8 +93,20 @@ CONFIGS = {
         head_dim=32,
         head_widths=(6144, 6400),
         large=True,
+        norm_eps=1e-7,
+    ),
+    "efficientvit_xl0": EfficientViTConfig(
+        embed_dim=(32, 64, 128, 256, 512, 1024),
+        depths=(0, 1, 1, 2, 3, 3),
+        head_dim=32,
+        head_widths=None,
+        scales=(3,),
+        large=True,
+        num_fused=3,
+        norm_eps=1e-6,
     ),
 }
+CONFIGS["efficientvit_xl1"] = replace(CONFIGS["efficientvit_xl0"], depths=(1, 2, 2, 4, 6, 6))
 CONFIGS["efficientvit_l2"] = replace(CONFIGS["efficientvit_l1"], depths=(1, 2, 2, 8, 8))
 # Published as a backbone only; the classifier is L1's.
 CONFIGS["efficientvit_l0"] = replace(CONFIGS["efficientvit_l1"], depths=(1, 1, 1, 4, 4))
@@ -213,9 +226,10 @@ class FusedMBConv(nn.Sequential):
 class EfficientViTBlock(nn.Sequential):
     """Global context by linear attention, then local information by a depthwise convolution (3.2)."""
 
-    def __init__(self, dim: int, config: EfficientViTConfig, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, config: EfficientViTConfig, drop_path: float, *, expand_ratio: int = 4
+    ) -> None:
         super().__init__()
-        expand_ratio = 6 if config.large else 4
         ffn = MBConv(dim, dim, config, expand_ratio=expand_ratio, fewer_norm=True)
         self.attention = Residual(MultiScaleLinearAttention(dim, config), drop_path)
         self.ffn = Residual(ffn, drop_path)
@@ -227,9 +241,11 @@ class Head(nn.Module):
     With `distilled`, a second classifier on the hidden layer learns from a teacher; see `ClassifierHead`.
     """
 
-    def __init__(self, config: EfficientViTConfig, num_classes: int, distilled: bool) -> None:
+    def __init__(
+        self, config: EfficientViTConfig, widths: tuple[int, int], num_classes: int, distilled: bool
+    ) -> None:
         super().__init__()
-        width, hidden = config.head_widths
+        width, hidden = widths
         self.conv = ConvNorm(config.embed_dim[-1], width, norm_eps=config.norm_eps)
         self.act = config.activation()
         self.fc = nn.Linear(width, hidden, bias=False)
@@ -245,9 +261,8 @@ class Head(nn.Module):
 
 
 class EfficientViT(StagedBackbone):
-    """EfficientViT-B and -L: convolutions, then attention from stride 16 (B) or 32 (L) on."""
+    """EfficientViT-B, -L and -XL: convolutions, then attention from stride 16 (B) or 32 (L, XL) on."""
 
-    min_image_size = 32
     head_prefixes = ("head.classifier.", "head.classifier_dist.")
 
     def __init__(self, spec: ModelSpec, config: EfficientViTConfig) -> None:
@@ -257,9 +272,14 @@ class EfficientViT(StagedBackbone):
             FeatureSpec(name=f"stage{i}", channels=dim, stride=2 ** (i + 1))
             for i, dim in enumerate(config.embed_dim[1:], start=1)
         )
+        self.min_image_size = self.feature_specs[-1].stride
         self.stem = _stem(spec.in_chans, config)
         self.stages = _stages(spec.drop_path_rate, config)
-        self.head = Head(config, spec.num_classes, spec.distilled)
+        self.head = (
+            Head(config, config.head_widths, spec.num_classes, spec.distilled)
+            if config.head_widths
+            else nn.Identity()
+        )
         self.apply(init_weights)
         silence_residuals(self)
 
@@ -286,7 +306,8 @@ def _stages(drop_path_rate: float, config: EfficientViTConfig) -> nn.ModuleList:
     rates = iter(drop_path_rates(drop_path_rate, sum(config.depths[1:])))
     stage = _large_stage if config.large else _base_stage
     return nn.ModuleList(
-        stage(index, config, [next(rates) for _ in range(config.depths[index])]) for index in range(1, 5)
+        stage(index, config, [next(rates) for _ in range(config.depths[index])])
+        for index in range(1, len(config.depths))
     )
 
 
@@ -301,17 +322,19 @@ def _base_stage(index: int, config: EfficientViTConfig, rates: list[float]) -> n
 
 
 def _large_stage(index: int, config: EfficientViTConfig, rates: list[float]) -> nn.Sequential:
-    """Stage 1 to 4 of the L series: FusedMBConv in the first two, then MBConv, then attention."""
+    """A stage of the L series, from 1: FusedMBConv in the first few, MBConv in the third, then attention."""
     in_dim, dim = config.embed_dim[index - 1 : index + 1]
-    if index <= 2:
+    if index <= config.num_fused:
         fused = FusedMBConv(in_dim, dim, config, stride=2, expand_ratio=16)
         return nn.Sequential(fused, *(Residual(FusedMBConv(dim, dim, config), rate) for rate in rates))
+    expand_ratio = 6 if index == len(config.depths) - 1 else 4
+    merge = MBConv(in_dim, dim, config, stride=2, expand_ratio=4 * expand_ratio, fewer_norm=True)
     if index == 3:
-        merge = MBConv(in_dim, dim, config, stride=2, expand_ratio=16, fewer_norm=True)
         blocks = (Residual(MBConv(dim, dim, config, fewer_norm=True), rate) for rate in rates)
         return nn.Sequential(merge, *blocks)
-    merge = MBConv(in_dim, dim, config, stride=2, expand_ratio=24, fewer_norm=True)
-    return nn.Sequential(merge, *(EfficientViTBlock(dim, config, rate) for rate in rates))
+    return nn.Sequential(
+        merge, *(EfficientViTBlock(dim, config, rate, expand_ratio=expand_ratio) for rate in rates)
+    )
 
 
 def init_weights(module: nn.Module) -> None:
@@ -330,7 +353,7 @@ def silence_residuals(model: nn.Module) -> None:
             nn.init.zeros_(last_norm.weight)
 
 
-@register(*CONFIGS)
+@register(*(name for name, config in CONFIGS.items() if config.head_widths))
 def build(spec: ModelSpec) -> EfficientViT:
     """The EfficientViT-B or -L that `spec.name` names."""
     return EfficientViT(spec, CONFIGS[spec.name])

@@ -12,6 +12,7 @@ from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.create import create_model
+from vitesse.models.promptable import PromptableModel
 from vitesse.models.release import release_metadata
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
 from vitesse.weights.keymaps import TIMM_PREFIX
@@ -35,12 +36,18 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
             )
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
-    manifest = manifest_for(module.spec, metadata)
-    return module, dataclasses.replace(
-        manifest,
-        task=getattr(module, "task", "classify"),
-        mux_width=getattr(module, "mux_width", 1),
-    )
+    return module, _of_module(module, manifest_for(module.spec, metadata))
+
+
+def _of_module(module: VisionModel | TimmModel, manifest: Manifest) -> Manifest:
+    """With what a model knows by itself, whatever its weights."""
+    own: dict[str, Any] = {
+        "task": getattr(module, "task", "classify"),
+        "mux_width": getattr(module, "mux_width", 1),
+    }
+    if isinstance(module, PromptableModel):
+        own |= {"class_names": module.class_names, "preprocess": module.preprocess}
+    return dataclasses.replace(manifest, **own)
 
 
 def _why_not(model: str) -> str | None:
@@ -75,10 +82,10 @@ def _published(name: str) -> tuple[VisionModel | TimmModel, Manifest]:
         name, pretrained=True, num_classes=weights.num_classes, image_size=weights.image_size
     )
     assert not isinstance(model, FeatureExtractor)
-    manifest = manifest_for(model.spec, release_metadata(weights))
+    manifest = _of_module(model, manifest_for(model.spec, release_metadata(weights)))
     return model, dataclasses.replace(
         manifest,
-        trained_on="ImageNet-1k",
+        trained_on=weights.trained_on,
         licence=weights.licence,
         provenance={"hub_id": weights.hub_id, "published": {"top1": weights.top1, "source": weights.source}},
     )

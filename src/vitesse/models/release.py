@@ -13,8 +13,11 @@ IMAGENET_CLASSES = 1000
 
 
 def weights_like(spec: ModelSpec) -> WeightFacts | None:
-    """Published weights of a model's size, channels, classes and heads, if any: what its own seem to be."""
-    if is_timm(spec.name) or spec.in_chans != 3:
+    """Published weights of a model's size, channels, classes and heads, if any: what its own seem to be.
+
+    None for other tasks than classification, where they come with nothing.
+    """
+    if is_timm(spec.name) or spec.in_chans != 3 or facts(spec.name).task != "classify":
         return None
     wanted = (spec.image_size, spec.num_classes, spec.distilled)
     known = facts(spec.name).weights

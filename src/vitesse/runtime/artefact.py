@@ -34,7 +34,8 @@ class Artefact:
         manifest: what the file says of itself.
         sha256: of the whole file, hexadecimal.
         opset: version of the default operator set.
-        input_shape: (B, C, H, W) of the one input; None where it is free, as B always may be.
+        input_shape: (B, C, H, W) of the one input; None where it is free, as B always may be. Of a decoder,
+            (N, P, 3) of the first input.
         data: the file's bytes.
     """
 
@@ -93,6 +94,16 @@ def kept_artefact(path: Path) -> Artefact | None:
     except ArtefactError as error:
         say(f"{error}; making it again")
         return None
+
+
+def is_decoder(manifest: Manifest) -> bool:
+    """Whether this is the second file of a `promptable` model, which takes prompts and no pictures."""
+    return manifest.task == "promptable" and not manifest.decoder
+
+
+def decoder_path(encoder: Path) -> Path:
+    """Where the decoder of an encoder NAME.onnx lies: NAME.decoder.onnx."""
+    return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
 
 
 def bundled_artefact() -> Path:
@@ -181,6 +192,13 @@ def _check_graph(path: Path, facts: OnnxFacts, manifest: Manifest) -> None:
         raise ArtefactError(
             f"{path}: expected a float32 input, got ONNX type {facts.input_type}; export it again"
         )
+    if is_decoder(manifest):
+        if facts.input_shape != (None, None, 3):
+            raise ArtefactError(
+                f"{path}: the manifest says prompts (N, P, 3), the graph takes {facts.input_shape}; "
+                "export it again"
+            )
+        return
     wanted = (manifest.model.in_chans, *manifest.preprocess.image_size)
     batch, *image = facts.input_shape or (0,)
     agrees = len(image) == 3 and all(got in (None, want) for got, want in zip(image, wanted, strict=True))

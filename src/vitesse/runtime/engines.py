@@ -45,6 +45,13 @@ class Engine(Protocol):
         """
 
 
+class ArtefactEngine(Engine, Protocol):
+    """What `create_engine` makes; it runs artefacts with more than one input too."""
+
+    def run(self, batch_BCHW: NDArray[np.float32], *others: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """See `Engine.run`; `others` are the further inputs, in the model's order."""
+
+
 class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU. `threads` defaults to the CPUs that this process may use.
 
@@ -65,14 +72,14 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"{self.name}: asked for {_ORT_PROVIDER}, it chose {used}; reinstall onnxruntime"
             )
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [node.name for node in self._session.get_inputs()]
         self._shape = artefact.input_shape
 
-    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+    def run(self, batch_BCHW: NDArray[np.float32], *others: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """See `Engine.run`. May be called from several threads at once."""
         _check_batch(batch_BCHW, self._shape)
         with _refusing(self.name, "failed"):
-            outputs = self._session.run(None, {self._input: batch_BCHW})
+            outputs = self._session.run(None, dict(zip(self._inputs, (batch_BCHW, *others), strict=True)))
         return checked_outputs(outputs, len(batch_BCHW), self.name)
 
 
@@ -95,18 +102,19 @@ class OpenVinoEngine:
             used = compiled.get_property("EXECUTION_DEVICES")
         if used != ["CPU"]:
             raise EngineError(f"{self.name}: asked for CPU, it chose {used}; reinstall openvino")
-        self._shape = artefact.input_shape
+        self._shape, self._num_inputs = artefact.input_shape, len(compiled.inputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())
 
-    def run(self, batch_BCHW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+    def run(self, batch_BCHW: NDArray[np.float32], *others: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """See `Engine.run`. Of calls from several threads as many run at once as there are streams."""
         _check_batch(batch_BCHW, self._shape)
         request = self._idle.get()
         try:
             with _refusing(self.name, "failed"):
-                outputs = list(request.infer({0: batch_BCHW}, share_inputs=True).values())
+                inputs = dict(zip(range(self._num_inputs), (batch_BCHW, *others), strict=True))
+                outputs = list(request.infer(inputs, share_inputs=True).values())
         finally:
             self._idle.put(request)
         return checked_outputs(outputs, len(batch_BCHW), self.name)
@@ -163,7 +171,7 @@ def _compiled(artefact: Artefact, threads: int, streams: int, keep: bool) -> Any
     return compiled
 
 
-ENGINES: dict[str, Callable[[Artefact, int | None, int, bool], Engine]] = {
+ENGINES: dict[str, Callable[[Artefact, int | None, int, bool], ArtefactEngine]] = {
     OnnxRuntimeEngine.name: OnnxRuntimeEngine,
     OpenVinoEngine.name: OpenVinoEngine,
 }
@@ -180,7 +188,7 @@ def create_engine(
     threads: int | None = None,
     streams: int = 1,
     keep_compiled: bool = False,
-) -> Engine:
+) -> ArtefactEngine:
     """The engine of this name, or with `auto` the fastest of those installed.
 
     `auto` with one engine installed takes it. With more it runs each on this artefact, keeps the one that
@@ -218,7 +226,9 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fastest_engine(artefact: Artefact, threads: int | None, streams: int, keep_compiled: bool) -> Engine:
+def _fastest_engine(
+    artefact: Artefact, threads: int | None, streams: int, keep_compiled: bool
+) -> ArtefactEngine:
     names = available_engines()
     if len(names) == 1:
         return ENGINES[names[0]](artefact, threads, streams, keep_compiled)
@@ -228,7 +238,7 @@ def _fastest_engine(artefact: Artefact, threads: int | None, streams: int, keep_
     if (known := memory.recall()) is not None:
         with contextlib.suppress(VitesseError):
             return ENGINES[known](artefact, threads, streams, keep_compiled)
-    engines: dict[str, Engine] = {}
+    engines: dict[str, ArtefactEngine] = {}
     failures = []
     for name in names:
         try:

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from vitesse.files import write_atomically
-from vitesse.results import Detections, Record, SemanticMap
+from vitesse.results import Detections, Masks, Record, SemanticMap
 from vitesse.runtime.drawing import draw_classification
-from vitesse.runtime.overlay import draw_detections, draw_map
+from vitesse.runtime.overlay import draw_detections, draw_map, draw_masks
 
 MAX_STEM = 120
 """Bytes of a source's name that its file keeps; file systems take 255 in all."""
@@ -46,24 +46,50 @@ class Gallery:
             OSError: the file cannot be written.
         """
         path = self._folder / self._name(result.source)
-        if path.is_symlink():
-            path.unlink()
-        buffer = io.BytesIO()
-        draw(image, result).save(buffer, "JPEG", quality=92)
-        write_atomically(path, buffer.getvalue())
+        _write(draw(image, result), path)
         if isinstance(result, SemanticMap) and result.classes_HW is not None:
-            classes = io.BytesIO()
-            Image.fromarray(result.classes_HW).save(classes, "PNG")
-            write_atomically(path.with_suffix("").with_suffix(".classes.png"), classes.getvalue())
+            _write(Image.fromarray(result.classes_HW), path.with_suffix("").with_suffix(".classes.png"))
         return path
 
     def _name(self, source: str) -> str:
-        last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
-        stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
-        stem = stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
+        stem = _stem_of(source)
         number, name = 1, f"{stem}.labels.jpg"
         while name.lower() in self._used:
             number += 1
             name = f"{stem}-{number}.labels.jpg"
         self._used.add(name.lower())
         return name
+
+
+def save_masks(folder: Path, image: Image.Image, result: Masks) -> list[Path]:
+    """Write a picture with its masks in colours, STEM.masks.jpg, and each mask, STEM.mask-1.png and so on.
+
+    The masks are as large as the picture, 255 inside and 0 outside.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = _stem_of(result.source)
+    drawn = {folder / f"{stem}.masks.jpg": draw_masks(image, result)}
+    for number, mask in enumerate(result.predictions, 1):
+        drawn[folder / f"{stem}.mask-{number}.png"] = Image.fromarray(mask.mask_HW).convert("L")
+    for path, picture in drawn.items():
+        _write(picture, path)
+    return [*drawn]
+
+
+def _stem_of(source: str) -> str:
+    """What the file of a source's picture begins with, safe on every system."""
+    last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
+    stem = re.sub(r"[^\w. -]", "_", last.rpartition(".")[0] or last).strip(". -")
+    return stem.encode()[:MAX_STEM].decode(errors="ignore") or "stdin"
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    """JPEG or PNG by the path's suffix; a link there is replaced, not followed."""
+    if path.is_symlink():
+        path.unlink()
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if path.suffix == ".jpg" else "PNG", quality=92)
+    write_atomically(path, buffer.getvalue())

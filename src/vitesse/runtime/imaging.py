@@ -34,6 +34,7 @@ __all__ = [
     "DRAFT_GAP",
     "ImageLimits",
     "Placement",
+    "fitted_size",
     "load_tensor",
     "load_tensor_and_size",
     "place",
@@ -171,8 +172,7 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
         return spec.image_size
     height, width = size
     if spec.resize == "fit":
-        ratio = max(height / spec.image_size[0], width / spec.image_size[1])
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
+        return fitted_size(size, spec.image_size)
     target_h, target_w = (math.floor(side / spec.crop_pct) for side in spec.image_size)
     if target_h != target_w:
         ratio = min(height / target_h, width / target_w)
@@ -180,6 +180,13 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     if width <= height:
         return target_h * height // width, target_w
     return target_h, target_w * width // height
+
+
+def fitted_size(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a picture that is as large as fits the room in its own shape; halves go up."""
+    scale = min(space / side for space, side in zip(room, size, strict=True))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
 
 
 def preprocess_array(

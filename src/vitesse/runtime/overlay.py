@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vitesse.results import Detections, SemanticMap
+from vitesse.results import Detections, Masks, SemanticMap
 from vitesse.runtime.drawing import fitted, scaled
 
 Colour = tuple[int, int, int]
@@ -68,6 +68,14 @@ def draw_map(image: Image.Image, result: SemanticMap) -> Image.Image:
     whole.paste(canvas, (0, 0))
     whole.paste(legend, (0, canvas.height))
     return whole
+
+
+def draw_masks(image: Image.Image, result: Masks) -> Image.Image:
+    """The picture in RGB, in its own size, with every mask laid on it in a colour of its own."""
+    canvas = image.convert("RGB")
+    for mask, colour in zip(result.predictions, palette(len(result.predictions)), strict=True):
+        canvas = blend(canvas, mask.mask_HW, colour)
+    return canvas
 
 
 def _legend(canvas: Image.Image, result: SemanticMap, colours: NDArray[np.uint8]) -> Image.Image:

@@ -31,6 +31,7 @@ from vitesse.runtime.imaging import (
 )
 from vitesse.runtime.multiplex import EnsembledEngine, whole_groups
 from vitesse.runtime.postprocess import RECORDS, found_objects, in_picture, top_k
+from vitesse.spec import PreprocessSpec
 
 Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
 """A path, the bytes of a file (with or without a name), an opened picture, or an array.
@@ -102,6 +103,8 @@ class Predictor:
             raise ConfigError(f"min_score: expected 0 to 1, got {min_score}")
         if not isinstance(model, Artefact):
             model = read_artefact(bundled_artefact() if model is None else model)
+        if model.manifest.task not in RECORDS:
+            raise ConfigError(f"{model.path}: makes masks of what prompts show; use `vitesse segment`")
         self.artefact = model
         self.engine = (
             create_engine(model, engine, threads, streams, keep_compiled=True)
@@ -161,22 +164,8 @@ class Predictor:
                 pool.shutdown(cancel_futures=True)
 
     def _load(self, source: Source) -> Loaded:
-        spec = self.artefact.manifest.preprocess
         try:
-            if isinstance(source, np.ndarray):
-                x_CHW = preprocess_array(source, spec, self._limits)
-                return x_CHW, (source.shape[0], source.shape[1])
-            if isinstance(source, Image.Image):
-                image = to_rgb(source, self._limits)
-                return preprocess(image, spec), (image.height, image.width)
-            if isinstance(source, tuple):
-                source = source[1]
-            if not isinstance(source, str | Path | bytes):
-                raise ImageError(
-                    f"expected a path, bytes, a picture or an array, got {type(source).__name__}"
-                )
-            source = Path(source) if isinstance(source, str) else source
-            return load_tensor_and_size(source, spec, self._limits)
+            return tensor_and_size(source, self.artefact.manifest.preprocess, self._limits)
         except Exception as error:
             return _one_line(error)
 
@@ -242,7 +231,7 @@ class _Feed:
             except Exception as error:
                 self._ended, self.failure = True, error
             else:
-                self._pending.append((_name(source, self._count), self._submit(source)))
+                self._pending.append((name_of(source, self._count), self._submit(source)))
                 self._count += 1
 
     def take(self, count: int) -> tuple[list[str], list[Loaded]]:
@@ -251,7 +240,28 @@ class _Feed:
         return [name for name, _ in taken], [future.result() for _, future in taken]
 
 
-def _name(source: Source, index: int) -> str:
+def tensor_and_size(
+    source: Source, spec: PreprocessSpec, limits: ImageLimits
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """A source preprocessed, (C, H, W), and its own (height, width).
+
+    Raises:
+        ImageError: the source is refused.
+    """
+    if isinstance(source, np.ndarray):
+        return preprocess_array(source, spec, limits), (source.shape[0], source.shape[1])
+    if isinstance(source, Image.Image):
+        image = to_rgb(source, limits)
+        return preprocess(image, spec), (image.height, image.width)
+    if isinstance(source, tuple):
+        source = source[1]
+    if not isinstance(source, str | Path | bytes):
+        raise ImageError(f"expected a path, bytes, a picture or an array, got {type(source).__name__}")
+    return load_tensor_and_size(Path(source) if isinstance(source, str) else source, spec, limits)
+
+
+def name_of(source: Source, index: int) -> str:
+    """What records call a source: its own name, or its place in the order."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, tuple):

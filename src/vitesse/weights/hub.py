@@ -28,7 +28,8 @@ def fetch_pretrained(name: str) -> Path:
         MissingExtraError: huggingface_hub is not installed.
         WeightsError: offline and not cached, not on the hub, or the download broke off.
     """
-    return fetch(resolve(name)[1].hub_id)
+    weights = resolve(name)[1]
+    return fetch(weights.hub_id, weights.file)
 
 
 def fetch(hub_id: str, file_name: str = FILE_NAME) -> Path:

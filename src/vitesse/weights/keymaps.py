@@ -143,6 +143,61 @@ VIT = (
     ("blocks.<j>", "blocks.<j>", "blocks.<j>"),
 )
 
+# Models for promptable masks, published under their original names only.
+PROMPT_DECODER = (
+    (
+        "decoder.prompt_encoder.positions.frequencies",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    ("decoder.prompt_encoder.kinds.<j>", "prompt_encoder.point_embeddings.<j>.weight"),
+    ("decoder.prompt_encoder.no_point", "prompt_encoder.not_a_point_embed.weight"),
+    ("decoder.prompt_encoder.no_mask", "prompt_encoder.no_mask_embed.weight"),
+    ("decoder.prompt_encoder.mask_downscale", "prompt_encoder.mask_downscaling"),
+    ("decoder.mask_decoder.iou_token", "mask_decoder.iou_token.weight"),
+    ("decoder.mask_decoder.mask_tokens", "mask_decoder.mask_tokens.weight"),
+    ("decoder.mask_decoder.upscale", "mask_decoder.output_upscaling"),
+    ("decoder.mask_decoder.hypernetworks", "mask_decoder.output_hypernetworks_mlps"),
+    ("decoder.mask_decoder.quality", "mask_decoder.iou_prediction_head"),
+    ("decoder.mask_decoder.transformer.blocks", "mask_decoder.transformer.layers"),
+    ("decoder.mask_decoder.transformer.final", "mask_decoder.transformer.final_attn_token_to_image"),
+    ("decoder.mask_decoder.transformer.norm_final", "mask_decoder.transformer.norm_final_attn"),
+    ("self_attention", "self_attn"),
+    ("to_image", "cross_attn_token_to_image"),
+    ("to_tokens", "cross_attn_image_to_token"),
+    ("q", "q_proj"),
+    ("k", "k_proj"),
+    ("v", "v_proj"),
+    ("out", "out_proj"),
+    ("mlp.fc1", "mlp.lin1"),
+    ("mlp.fc2", "mlp.lin2"),
+)
+
+EFFICIENTVIT_SAM = (
+    *PROMPT_DECODER,
+    ("neck.norm", "image_encoder.norm"),
+    ("neck.project", "image_encoder.neck.output_ops.0.op_list.0.conv"),
+    ("neck.inputs.<j>", "image_encoder.neck.input_ops.<j>.op_list.0"),
+    ("neck.blocks.<j>.branch", "image_encoder.neck.middle.op_list.<j>.main"),
+    *(
+        (f"backbone.{ours}", f"image_encoder.{original}")
+        for ours, _, original in EFFICIENTVIT_MIT_L
+        if original.startswith("backbone.")
+    ),
+    *((ours, original) for ours, _, original in EFFICIENTVIT_MIT_PARTS),
+)
+
+EFFICIENTSAM = (
+    *PROMPT_DECODER,
+    ("neck", "image_encoder.neck"),
+    ("backbone.patch_embed", "image_encoder.patch_embed.proj"),
+    *(
+        (f"backbone.blocks.<j>.{ours}", f"image_encoder.blocks.<j>.{original}")
+        for ours, _, original in VIT
+        if ".branch" in ours
+    ),
+    ("backbone", "image_encoder"),
+)
+
 TIMM_PREFIX = "timm:"
 BIAS_TABLE = "attention_bias_ARS"
 BIAS_INDEX = (
@@ -320,11 +375,19 @@ def _efficientvit_seg(
     return on_backbone(keymap, _OWN | {ORIGINAL: (to_ours, from_ours)})
 
 
+def _keymap_of_original(table: Iterable[tuple[str, str]]) -> KeyMap:
+    """Of a table without timm's names."""
+    rows = tuple(table)
+    return KeyMap(renames=_OWN | {ORIGINAL: (_renaming(rows, 1, 0), _renaming(rows, 0, 1))})
+
+
 _SERIES = {
     "efficientvit_seg_b*_cityscapes": _efficientvit_seg(EFFICIENTVIT_MIT_B, SEG_EXPANDED_CLASSIFIER),
     "efficientvit_seg_b*_ade20k": _efficientvit_seg(EFFICIENTVIT_MIT_B, SEG_CLASSIFIER),
     "efficientvit_seg_l*_cityscapes": _efficientvit_seg(EFFICIENTVIT_MIT_L, SEG_CLASSIFIER),
     "efficientvit_seg_l*_ade20k": _efficientvit_seg(EFFICIENTVIT_MIT_L, SEG_EXPANDED_CLASSIFIER),
+    "efficientvit_sam_*": _keymap_of_original(EFFICIENTVIT_SAM),
+    "efficientsam_*": _keymap_of_original(EFFICIENTSAM),
     "efficientvit_m*": _keymap(EFFICIENTVIT_MSRA),
     "efficientvit_b*": _keymap(EFFICIENTVIT_MIT_B),
     "efficientvit_l*": _keymap(EFFICIENTVIT_MIT_L),

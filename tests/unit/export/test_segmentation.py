@@ -165,7 +165,7 @@ def test_what_is_for_classifiers_is_refused(
     asked: dict[str, Any], option: str, model: Backbone, saved: Callable[[Backbone], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ConfigError, match=f"^{option}: expected a classifier, got a model that is to segment"
+        ConfigError, match=f"^{option}: expected a model to classify, got one of the task segment"
     ):
         export(saved(model), tmp_path / "m.onnx", **asked)
 

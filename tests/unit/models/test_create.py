@@ -24,7 +24,9 @@ def published(tmp_path, monkeypatch, randomise):
     state = randomise(build(ModelSpec(name=NAME))).state_dict()
     path = tmp_path / "model.safetensors"
     save_file(keymap_for(NAME).write(state, "timm"), path)
-    monkeypatch.setattr("vitesse.weights.hub.fetch", lambda hub_id: {f"timm/{NAME}.r224_in1k": path}[hub_id])
+    monkeypatch.setattr(
+        "vitesse.weights.hub.fetch", lambda hub_id, _: {f"timm/{NAME}.r224_in1k": path}[hub_id]
+    )
     return state
 
 
@@ -69,7 +71,7 @@ def test_pretrained_for_other_channels_and_sizes_and_as_features(published):
 
 
 def test_pretrained_fails_whole_when_the_weights_cannot_be_had(monkeypatch):
-    def fetch(hub_id):
+    def fetch(hub_id, file_name):
         raise WeightsError(f"{hub_id}: not in the cache")
 
     monkeypatch.setattr("vitesse.weights.hub.fetch", fetch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitesse import spec
 from vitesse.data.annotated import kind_of
@@ -36,5 +36,13 @@ def check_kind(data: str | Path | Any, task: Task, model: str) -> None:
 
 
 def task_of(model: str) -> Task:
-    """The task of a model by its name; what is not ours classifies."""
-    return next((task for name, task in TASKS.items() if model in registered_models(name)), TASKS["classify"])
+    """The task of a model by its name; what is not ours classifies.
+
+    Raises:
+        ConfigError: models of its task are not trained.
+    """
+    known = (name for name in get_args(spec.Task) if model in registered_models(name))
+    name = next(known, "classify")
+    if name not in TASKS:
+        raise ConfigError(f"{model}: expected a model to {' or '.join(TASKS)}, got one of the task {name}")
+    return TASKS[name]
