@@ -157,5 +157,7 @@ def test_registered_detectors_as_they_begin(name: str, randomise: Callable[[nn.M
     for run in engines(folded, images, 3, any_batch=True):
         found = run(images)
         np.testing.assert_allclose(found[1], scores, atol=1e-5)
-        alike = (np.abs(found[0] - boxes) < 1e-2).all(2) & (found[2] == labels)
-        assert alike.mean() > 0.98, "all but the order of equal scores"
+        near = np.abs(found[1][:, :, None] - scores[:, None]) < 1e-4  # equal scores may change places
+        alike = (np.abs(found[0][:, :, None] - boxes[:, None]) < 1e-2).all(3)
+        alike &= found[2][:, :, None] == labels[:, None]
+        assert (near & alike).any(2).mean() > 0.99

@@ -22,7 +22,7 @@ from vitesse.train import train
 from vitesse.train.recipe import Recipe
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.schedule import DropPathSchedule, ema_decay_at, lr_at, size_at
-from vitesse.train.step import DeviceTransform
+from vitesse.data.transforms import DeviceTransform
 
 
 @pytest.mark.parametrize(
