@@ -15,7 +15,7 @@ from vitesse.data.annotated import kind_of, open_boxes, open_maps
 from vitesse.data.check_dense import check_boxes, check_maps
 from vitesse.data.dense import IGNORE, Fault
 from vitesse.data.maps import Legend
-from vitesse.data.subset import hold_out, take
+from vitesse.data.subset import hold_out, part_of, take
 from vitesse.errors import DataError
 from vitesse.runtime.imaging import read_image
 
@@ -347,11 +347,12 @@ class TestMaps:
 
     def test_parts_of_it_are_sources(self, tmp_path: Path, writer: Writer) -> None:
         source = open_maps(writer(tmp_path), "train")
-        few = take(hold_out(source, 0.4, seed=3)[0], 2, seed=1)
+        assert [len(part) for part in hold_out(source, 0.4, seed=3)] == [3, 2]
+        few = part_of(source, np.array([3, 1]))
         assert few.class_names == source.class_names
         assert few.colours is source.colours
-        for index in range(2):
-            original = next(i for i in range(len(source)) if source.name(i) == few.name(index))
+        for index, original in enumerate((3, 1)):
+            assert few.name(index) == source.name(original)
             np.testing.assert_array_equal(few.label_map(index), source.label_map(original))
 
     def test_a_split_must_be_asked_for_and_be_there(self, tmp_path: Path, writer: Writer) -> None:

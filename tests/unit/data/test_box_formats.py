@@ -148,6 +148,17 @@ def test_pictures_are_found_where_they_usually_lie(tmp_path: Path, place: str, n
     assert source.name(0) == str(tmp_path / place)
 
 
+def test_pictures_and_classes_are_in_the_order_of_their_ids(folder: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in (30, 4, 200)]
+    paint(*(folder / "images" / image["file_name"] for image in images))
+    categories = [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}]
+    annotations = [{**ANNOTATION, "image_id": 200}]
+    source = open_boxes(coco(folder, images=images, categories=categories, annotations=annotations))
+    assert [Path(source.name(index)).stem for index in range(3)] == ["4", "30", "200"]
+    assert [len(source.boxes(index)) for index in range(3)] == [0, 0, 1]
+    assert (source.class_names, source.category_ids) == (("three", "seven"), (3, 7))
+
+
 def test_names_with_folders_are_relative_to_the_pictures_folder(tmp_path: Path) -> None:
     paint(tmp_path / "images" / "cows" / "a.jpg")
     data = coco(tmp_path, images=[{"id": 1, "file_name": "cows/a.jpg"}])
@@ -155,9 +166,11 @@ def test_names_with_folders_are_relative_to_the_pictures_folder(tmp_path: Path) 
 
 
 def test_files_of_other_kinds_beside_the_boxes_are_left_aside(folder: Path) -> None:
-    for name in ("captions_val2017", "person_keypoints_val2017", "panoptic_val2017", "instances_val2017"):
+    for name in ("captions_val2017", "person_keypoints_val2017", "panoptic_val2017", "my_val2017"):
         coco(folder, f"annotations/{name}.json")
     assert len(open_boxes(folder, "val")) == 1
+    coco(folder, "annotations/instances_val2017.json", categories=[{"id": 3, "name": "cow"}])
+    assert open_boxes(folder, "val").class_names == ("cow",)
 
 
 def test_two_files_of_one_split_must_be_told_apart(folder: Path) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from vitesse.data.boxes import BoxFiles, Drawn
-from vitesse.data.dense import Boxes, Fault, picture_size
+from vitesse.data.dense import Boxes, Fault, Note, picture_size
 from vitesse.data.masks import decode_masks, encode_masks
+from vitesse.data.subset import part_of
 from vitesse.errors import DataError
 
 SIZE = (48, 64)
@@ -64,6 +65,15 @@ def test_a_corner_off_by_rounding_is_no_fault() -> None:
     source = source_of(box(0, 0, 64.0000001, 48), box(-1e-9, 1, 9, 9))
     assert source.faults(0) == ()
     assert source.boxes(0).boxes_N4.max() == 64
+
+
+def test_a_part_tells_of_its_own_faults_and_all_notes() -> None:
+    note = Note(Fault.MALFORMED, "line 3")
+    drawn = [[box(1, 1, 5, 5)], [box(-5, 1, 5, 5)]]
+    source = BoxFiles([Path("a.jpg"), Path("b.jpg")], drawn, CLASSES, sizes=[SIZE] * 2, notes=[note])
+    part = part_of(source, np.array([1]))
+    assert part.faults(0) == (Fault.OUTSIDE,)
+    assert part.notes == (note,)
 
 
 def test_a_picture_without_objects_has_empty_columns() -> None:
@@ -142,8 +152,9 @@ def test_run_lengths_are_read_in_both_forms(compressed: bool) -> None:
 
 
 def test_polygons_outside_are_clipped_and_shares_are_scaled(tmp_path: Path) -> None:
-    far = source_of(box(0, 0, 64, 48, segment=[[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9]]))
-    assert pixels(far).all()
+    far = source_of(box(0, 0, 64, 48, segment=[[-1e7, -1e7, 1e7, -1e7, -1e7, 1e7]]))
+    assert far.faults(0) == ()
+    assert pixels(far).sum() == pytest.approx(64 * 48 / 2, rel=0.05)  # filling it unclipped takes gigabytes
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "a.png")
     shares = [box(0.5, 0, 1, 1, segment=[[0.5, 0, 1, 0, 1, 1, 0.5, 1]])]
     half = pixels(BoxFiles([tmp_path / "a.png"], [shares], CLASSES, relative=True))[0]
@@ -236,6 +247,8 @@ GOOD: dict[str, Any] = {
         ({"boxes_N4": np.array([[5, 1, 5, 5]], np.float32)}, "box 0"),
         ({"boxes_N4": np.array([[1, 1, np.nan, 5]], np.float32)}, "box 0"),
         ({"boxes_N4": np.array([[-1, 1, 5, 5]], np.float32)}, "box 0"),
+        ({"boxes_N4": np.array([[1, -1, 5, 5]], np.float32)}, "box 0"),
+        ({"boxes_N4": np.array([[1, 1, 5, 49]], np.float32)}, "box 0"),
     ],
 )
 def test_boxes_check_themselves(changes: dict[str, Any], message: str) -> None:
