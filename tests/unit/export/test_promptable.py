@@ -17,16 +17,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 import vitesse.export.promptable as exporting
+from vitesse import evaluate, load, train
 from vitesse.cli import run
 from vitesse.errors import ConfigError, ExportError
 from vitesse.export import export
 from vitesse.models.promptable import PromptableModel
 from vitesse.runtime.artefact import Artefact, decoder_path, read_artefact
 from vitesse.runtime.engines import available_engines
-from vitesse.runtime.promptable import MaskPredictor, fitted
+from vitesse.runtime.imaging import preprocess
+from vitesse.runtime.promptable import MaskPredictor
 from vitesse.weights import save_weights
 
-SIDE = 128
+NAME, SIDE = "efficientvit_sam_l0", 128
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def test_the_manifests_name_the_task_and_each_other(written):
 
 def in_torch(model: PromptableModel, image: Image.Image, prompts_NP3: torch.Tensor) -> Any:
     """Logits in the picture's pixels (N, 4, H, W) and qualities by segment-anything's recipe."""
-    x_CHW = torch.from_numpy(fitted(image, model.preprocess))
+    x_CHW = torch.from_numpy(preprocess(image, model.preprocess))
     scale = 1024 / max(image.size)
     with torch.no_grad():
         masks, quality = model.decoder(prompts_NP3, model(x_CHW[None]))
@@ -144,6 +146,22 @@ def test_files_that_disagree_are_not_written(written, traced_before, tmp_path, m
 def test_what_it_cannot_do_is_refused(written, tmp_path, options, named):
     with pytest.raises(ConfigError, match=f"{named}: expected a model to .*, got one of the task promptable"):
         export(written.checkpoint, tmp_path / "m.onnx", **options)
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_checkpoint_is_not_asked_what_it_sees(written, engine):
+    for call in (
+        lambda: load(written.checkpoint, engine=engine),
+        lambda: evaluate("photos", model=written.checkpoint),
+    ):
+        with pytest.raises(ConfigError, match=r"^\S+m\.safetensors: makes masks .*; use `vitesse segment`$"):
+            call()
+
+
+def test_it_is_not_trained(tmp_path):
+    with pytest.raises(ConfigError, match=f"^{NAME}: expected a model to classify or .*task promptable"):
+        train("photos", model=NAME, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_both(written, traced_before, tmp_path, capsys):
