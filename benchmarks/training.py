@@ -102,9 +102,9 @@ class Ours:
 
     def ready(self) -> Iterator[Ready]:
         """An epoch of batches, as the step makes them ready."""
-        step = self.trainer.step
+        loss: Any = self.trainer.step.loss
         for batch in self.batches():
-            yield step.mix(step.transform(batch.images_BCHW), step.targets.of(batch.indices_B))
+            yield loss.mix(loss.transform(batch.images_BCHW), loss.targets.of(batch.indices_B))
 
     def batches(self) -> Iterator[Batch]:
         self.trainer.keys.start_at(self.steps)
@@ -409,7 +409,7 @@ def bookkeeping(args: argparse.Namespace) -> dict[str, Any]:
             "keep_buffers": trainer.step.buffers.keep,
             "gather": lambda: gather_training(trainer.model, trainer.optimizer.optimizer),
             "digest": lambda: digest(tensors),
-            "state": lambda: trainer.checkpoints.save(trainer.progress),
+            "state": lambda: trainer.checkpoints.save(trainer.progress, {}, lambda: None),
             "state_and_model": trainer._save,
         }
         seconds = {name: [timed(run) for _ in range(5)] for name, run in parts.items()}

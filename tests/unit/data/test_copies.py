@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitesse.data.subset as subset
@@ -74,6 +74,7 @@ PICTURES = st.lists(
 
 
 @given(PICTURES, st.floats(0.05, 0.5), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
 def test_copies_fall_on_the_same_side_and_count_once(
     pictures: list[tuple[str, int]], share: float, seed: int
 ) -> None:
