@@ -79,7 +79,8 @@ def verdict(record: RunRecord) -> str:
     if record.measures[0] is TOP1:
         said = f"{share} of {pictures} right"
     else:
-        said = f"{record.measures[0].name} {share} on {pictures}"
+        name = record.measures[0].name
+        said = f"{name[0].upper()}{name[1:]} {share} on {pictures}"
     return f"{said} after {several(int(last['epoch']), 'epoch')}{time}{_best(rows, main(record))}."
 
 
