@@ -28,11 +28,11 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 INSIDE_RUNTIME = (
-    {"header", "protobuf", "overlay"},
+    {"header", "protobuf"},
     {"decode", "artefact", "postprocess", "drawing"},
-    {"bands"},
+    {"bands", "overlay"},
     {"imaging", "autoselect", "compiled"},
-    {"engines"},
+    {"engines", "masks"},
     {"multiplex"},
     {"predictor"},
     {"promptable"},

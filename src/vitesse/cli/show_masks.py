@@ -29,8 +29,8 @@ def show_masks(
                 f"picture, {width}x{height} pixels at {left},{top}"
             )
     if save is not None:
-        from vitesse.runtime.drawing import save_masks
         from vitesse.runtime.imaging import read_for_display
+        from vitesse.runtime.masks import save_masks
 
         image = read_for_display(picture[1] if isinstance(picture, tuple) else picture, limits)
         say(f"saved {', '.join(str(path) for path in save_masks(save, image, result))}")

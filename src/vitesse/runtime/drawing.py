@@ -1,7 +1,4 @@
-"""Pictures with what was found: labels in a caption, one bar a prediction; masks in colours.
-
-Lengths are in pixels.
-"""
+"""Pictures with their labels: a caption under the picture, one bar a prediction. Lengths are in pixels."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vitesse.files import write_atomically
-from vitesse.results import Classification, Masks, Prediction
-from vitesse.runtime.overlay import blend, palette
+from vitesse.results import Classification, Prediction
 
 MIN_SIDE, MAX_SIDE = 480, 1280
 """The longer side of the drawn picture; smaller and larger ones are scaled to it."""
@@ -83,28 +79,6 @@ class Gallery:
             name = f"{stem}-{number}.labels.jpg"
         self._used.add(name.lower())
         return name
-
-
-def save_masks(folder: Path, image: Image.Image, result: Masks) -> list[Path]:
-    """Write a picture with its masks in colours, STEM.masks.jpg, and each mask, STEM.mask-1.png and so on.
-
-    The masks are as large as the picture, 255 inside and 0 outside.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = stem_of(result.source)
-    for mask, colour in zip(result.predictions, palette(len(result.predictions)), strict=True):
-        image = blend(image, mask.mask_HW, colour)
-    drawn = [(f"{stem}.masks.jpg", image, {"quality": 92})]
-    for number, mask in enumerate(result.predictions, 1):
-        drawn.append((f"{stem}.mask-{number}.png", Image.fromarray(mask.mask_HW).convert("L"), {}))
-    for name, picture, options in drawn:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG" if name.endswith(".jpg") else "PNG", **options)
-        write_atomically(folder / name, buffer.getvalue())
-    return [folder / name for name, _, _ in drawn]
 
 
 def _scaled(image: Image.Image) -> Image.Image:

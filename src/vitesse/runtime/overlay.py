@@ -1,4 +1,4 @@
-"""Colours laid over pictures: masks that can be seen through. Shape suffixes: H rows, W columns."""
+"""Colours laid over pictures. Shape suffixes: H rows, W columns."""
 
 from __future__ import annotations
 
@@ -11,41 +11,23 @@ from PIL import Image
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
-SHARE = 0.5
-"""Of the colour where it lies over the picture."""
+GOLDEN = 0.618034
+"""Turns of the colour circle from one colour to the next, which keeps all of them apart."""
 
-_GOLDEN = 0.618033988749895
-"""Hues that are so far apart, as a share of the circle, stay apart however many there are."""
-
-
-def palette(count: int) -> list[Colour]:
-    """Bright colours that are easy to tell apart; more of them begin with the same."""
-    hues = [(0.38 + index * _GOLDEN) % 1 for index in range(count)]
-    return [_as_colour(colorsys.hsv_to_rgb(hue, 0.75, 0.95)) for hue in hues]
+OPACITY = 0.55
 
 
-def _as_colour(shares: tuple[float, float, float]) -> Colour:
-    red, green, blue = (round(255 * share) for share in shares)
-    return red, green, blue
+def palette(count: int) -> tuple[Colour, ...]:
+    """So many colours, the neighbours far apart; the first ones are the same for every count."""
+    return tuple(_rgb(0.38 + index * GOLDEN) for index in range(count))
 
 
 def blend(image: Image.Image, mask_HW: NDArray[np.bool_], colour: Colour) -> Image.Image:
-    """The picture in RGB, half in this colour where the mask is, the mask's outermost pixels all of it.
-
-    Raises:
-        ValueError: the mask is of another size.
-    """
-    if mask_HW.shape != (image.height, image.width):
-        raise ValueError(f"expected a mask of {(image.height, image.width)}, got {mask_HW.shape}")
-    pixels_HW3 = np.array(image.convert("RGB"))
-    inner_HW = _eroded(mask_HW)
-    tinted = pixels_HW3[inner_HW] * (1 - SHARE) + np.asarray(colour) * SHARE
-    pixels_HW3[inner_HW] = np.rint(tinted).astype(np.uint8)
-    pixels_HW3[mask_HW & ~inner_HW] = colour
-    return Image.fromarray(pixels_HW3)
+    """The picture, in RGB, with the mask laid on it in a colour that lets it shine through."""
+    tint = Image.new("RGB", image.size, colour)
+    return Image.composite(Image.blend(image, tint, OPACITY), image, Image.fromarray(mask_HW))
 
 
-def _eroded(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of the mask whose four neighbours are in it too; beyond the picture there is none."""
-    padded = np.pad(mask_HW, 1)
-    return mask_HW & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+def _rgb(hue: float) -> Colour:
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, 0.72, 0.95))
+    return red, green, blue

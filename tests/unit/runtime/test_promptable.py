@@ -31,7 +31,17 @@ from vitesse.runtime.promptable import (
 from vitesse.spec import PROMPT_FRAME, PreprocessSpec
 
 Photo = Callable[..., Image.Image]
-SIZES = [(300, 400), (400, 300), (768, 1024), (37, 1500), (1500, 37), (1, 1), (3, 5000), (333, 1000), (5, 2048)]
+SIZES = [
+    (300, 400),
+    (400, 300),
+    (768, 1024),
+    (37, 1500),
+    (1500, 37),
+    (1, 1),
+    (3, 5000),
+    (333, 1000),
+    (5, 2048),
+]
 ANY_SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
 PHOTO = (300, 400)
 
