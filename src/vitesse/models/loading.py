@@ -36,17 +36,20 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
             )
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
-    return module, _of_module(module, manifest_for(module.spec, metadata))
+    return module, _manifest_of(module, metadata)
 
 
-def _of_module(module: VisionModel | TimmModel, manifest: Manifest) -> Manifest:
-    """With what a model knows by itself, whatever its weights."""
+def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -> Manifest:
+    """`manifest_for` with what a model knows by itself; without preprocessing, what is dense sees it all."""
+    manifest = manifest_for(module.spec, metadata)
     own: dict[str, Any] = {
         "task": getattr(module, "task", "classify"),
         "mux_width": getattr(module, "mux_width", 1),
     }
     if isinstance(module, PromptableModel):
         own |= {"class_names": module.class_names, "preprocess": module.preprocess}
+    elif own["task"] != "classify" and not metadata.get("preprocess"):
+        own["preprocess"] = dataclasses.replace(manifest.preprocess, resize="squash")
     return dataclasses.replace(manifest, **own)
 
 
@@ -82,7 +85,7 @@ def _published(name: str) -> tuple[VisionModel | TimmModel, Manifest]:
         name, pretrained=True, num_classes=weights.num_classes, image_size=weights.image_size
     )
     assert not isinstance(model, FeatureExtractor)
-    manifest = _of_module(model, manifest_for(model.spec, release_metadata(weights)))
+    manifest = _manifest_of(model, release_metadata(weights))
     return model, dataclasses.replace(
         manifest,
         trained_on=weights.trained_on,

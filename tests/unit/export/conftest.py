@@ -72,7 +72,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backbone], Path
 
     def save(model: Backbone) -> Path:
         path = tmp_path_factory.mktemp("saved") / "m.safetensors"
-        preprocess = to_mapping(PreprocessSpec(image_size=model.spec.image_size))
+        resize = "crop" if model.task == "classify" else "squash"
+        preprocess = to_mapping(PreprocessSpec(image_size=model.spec.image_size, resize=resize))
         save_weights(path, model, {"class_names": ["blue", "green", "red"], "preprocess": preprocess})
         return path
 

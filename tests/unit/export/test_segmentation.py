@@ -158,7 +158,6 @@ def test_a_file_that_disagrees_is_refused(
     [
         ({"formats": ["openvino"]}, "--format"),
         ({"precision": "int8", "calibrate": "photos"}, "--calibrate"),
-        ({"data": "photos"}, "--data"),
     ],
 )
 def test_what_is_for_classifiers_is_refused(
