@@ -66,6 +66,7 @@ def test_a_corner_off_by_rounding_is_no_fault() -> None:
     source = source_of(box(0, 0, 64.0000001, 48), box(-1e-9, 1, 9, 9))
     assert source.faults(0) == ()
     assert source.boxes(0).boxes_N4.max() == 64
+    assert source_of(box(0.3, 0, 39_999.7, 9), sizes=[(1000, 40_000)]).faults(0) == ()
 
 
 def test_a_part_tells_of_its_own_faults_and_all_notes() -> None:
