@@ -95,26 +95,18 @@ class BoxFiles(PictureFiles):
 
     def _cleaned(self, index: int) -> tuple[Boxes, tuple[Fault, ...]]:
         size, table = self._size(index), self._tables[index]
-        scale = np.tile(size[::-1], 2) if self.relative else 1
-        written_N4 = table.corners_N4 * scale
-        boxes_N4 = written_N4.clip(0, np.tile(size[::-1], 2)).astype(np.float32)
-        beyond_N = (np.abs(boxes_N4 - written_N4) > _ROUNDING).any(axis=1)
-        has_area_N = (boxes_N4[:, 0] < boxes_N4[:, 2]) & (boxes_N4[:, 1] < boxes_N4[:, 3])
-        has_class_N = table.labels_N >= 0
-        kept_N = has_area_N & has_class_N
-        faults = [Fault.NO_CLASS] * int((~has_class_N).sum())
-        faults += [Fault.NO_AREA] * int((has_class_N & ~has_area_N).sum())
-        faults += [Fault.OUTSIDE] * int((kept_N & beyond_N).sum())
+        boxes_N4, kept_N, faults = _clipped(table, size, self.relative)
+        boxes_N4 = boxes_N4[kept_N]
         masks = None
         if self.has_masks:
             segments = [self._segments[index][at] for at in np.flatnonzero(kept_N)]
-            masks, unfit = _masks(segments, boxes_N4[kept_N], size, self.relative)
+            masks, unfit = _masks(segments, boxes_N4, size, self.relative)
             faults += unfit
         boxes = Boxes(
-            boxes_N4=boxes_N4[kept_N],
+            boxes_N4=boxes_N4,
             labels_N=table.labels_N[kept_N],
             crowd_N=table.crowd_N[kept_N],
-            area_N=_areas(table.area_N[kept_N], boxes_N4[kept_N], masks),
+            area_N=_areas(table.area_N[kept_N], boxes_N4, masks),
             size=size,
             masks=masks,
         )
@@ -145,6 +137,26 @@ def _table(objects: Sequence[Drawn]) -> _Table:
         np.array([one.crowd for one in objects], np.bool_),
         np.array([np.nan if one.area is None else one.area for one in objects], np.float64),
     )
+
+
+def _clipped(
+    table: _Table, size: tuple[int, int], relative: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[Fault]]:
+    """Boxes (N, 4) in pixels of the picture, which of them to keep, and what was wrong with the others."""
+    sides_4 = np.tile(size[::-1], 2)
+    written_N4 = table.corners_N4 * sides_4 if relative else table.corners_N4
+    clipped_N4 = written_N4.clip(0, sides_4)
+    beyond_N = (np.abs(clipped_N4 - written_N4) > _ROUNDING).any(axis=1)
+    boxes_N4 = clipped_N4.astype(np.float32)
+    has_area_N = (boxes_N4[:, :2] < boxes_N4[:, 2:]).all(axis=1)
+    has_class_N = table.labels_N >= 0
+    kept_N = has_area_N & has_class_N
+    faults = {
+        Fault.NO_CLASS: ~has_class_N,
+        Fault.NO_AREA: has_class_N & ~has_area_N,
+        Fault.OUTSIDE: kept_N & beyond_N,
+    }
+    return boxes_N4, kept_N, [fault for fault, where_N in faults.items() for _ in range(where_N.sum())]
 
 
 def _packed(segment: Segment | None) -> bytes:

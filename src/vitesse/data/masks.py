@@ -19,6 +19,8 @@ Rle = dict[str, Any]
 Segment = Any
 """What annotations hold: polygons `[[x, y, x, y, …], …]` in pixels, or run lengths, compressed or not."""
 
+REACH = 10
+"""Sides of the picture beyond which corners of polygons are moved nearer."""
 LEAST_POLYGON = 6
 """Numbers of a triangle."""
 
@@ -45,7 +47,7 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float32]:
 def read_segment(segment: Segment, size: tuple[int, int]) -> Rle | None:
     """An object's mask in a picture of `size` (height, width); None where it is no mask, or an empty one.
 
-    Polygons are clipped to the picture.
+    Of polygons counts what is in the picture.
     """
     try:
         mask = _runs(segment, size) if isinstance(segment, dict) else _filled(segment, size)
@@ -84,8 +86,9 @@ def _filled(polygons: Segment, size: tuple[int, int]) -> Rle | None:
     for polygon in polygons:
         points = np.asarray(polygon, np.float64)
         if points.ndim == 1 and _is_polygon(points):
-            points[::2], points[1::2] = points[::2].clip(0, width), points[1::2].clip(0, height)
-            parts.append(points.tolist())
+            # filling one takes memory in proportion to its sides, however little of it is in the picture
+            limits = REACH * np.tile([width, height], len(points) // 2)
+            parts.append(points.clip(-limits, limits).tolist())
     codec = _codec()
     merged: Rle | None = codec.merge(codec.frPyObjects(parts, height, width)) if parts else None
     return merged

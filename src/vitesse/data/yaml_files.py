@@ -31,9 +31,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def find_yaml(root: Path) -> Path | None:
-    """The file in a folder that names splits and classes, if there is one alone."""
+    """The file in a folder that names splits and classes, if there is one.
+
+    Raises:
+        DataError: there are several.
+    """
     files = [file for file in sorted(root.iterdir()) if file.suffix in YAML_SUFFIXES and describes_data(file)]
-    return files[0] if len(files) == 1 else None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"{root}: several YAML files describe data; name one of {names}")
+    return files[0] if files else None
 
 
 def describes_data(path: Path) -> bool:

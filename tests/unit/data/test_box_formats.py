@@ -282,6 +282,14 @@ def test_a_yaml_file_that_says_too_little_is_refused(tmp_path: Path, yaml: str, 
     refused(yolo(tmp_path, "", yaml) / "data.yaml", message)
 
 
+def test_two_yaml_files_must_be_told_apart(tmp_path: Path) -> None:
+    yolo(tmp_path, "")
+    (tmp_path / "notes.yaml").write_text("author: me\n")
+    assert len(open_boxes(tmp_path)) == 2
+    (tmp_path / "other.yml").write_bytes((tmp_path / "data.yaml").read_bytes())
+    refused(tmp_path, r"several YAML files describe data; name one of data\.yaml, other\.yml")
+
+
 def test_folders_without_class_names_are_refused(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0.5 0.5 0.1 0.1\n")
     (tmp_path / "data.yaml").unlink()
