@@ -65,7 +65,7 @@ def test_the_version_is_the_packages(capsys: Capture) -> None:
 def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
     assert run(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(rows) == 100
+    assert len(rows) == 142
     wanted = {"name", "family", "params", "macs", "image_size", "top1", "source", "weights", "bundled"}
     wanted |= {"task", "num_classes", "dataset", "miou", "pickle"}
     assert all(wanted <= row.keys() for row in rows.values())
@@ -82,8 +82,10 @@ def test_models_are_listed_as_table_and_as_json(capsys: Capture) -> None:
 
 def test_models_are_listed_by_task(capsys: Capture) -> None:
     assert run(["models", "*_b1*", "--max-params", "9.2"]) == 0
-    classifiers, segmenters = capsys.readouterr().out.split("\n\n")
+    classifiers, *others = capsys.readouterr().out.split("\n\n")
     assert "top-1 %" in classifiers
+    segmenters, detectors = sorted(others, key=lambda text: "AP %" in text)
+    assert "fcos_e2e_efficientvit_b1" in detectors
     assert "mIoU: Cityscapes and ADE20K validation" in segmenters
     assert run(["models", "*_b1_*", "--task", "segment"]) == 0
     header, cityscapes, ade20k, *_ = capsys.readouterr().out.splitlines()
