@@ -237,7 +237,7 @@ def test_what_depends_on_its_slot_alone_agrees_beside_all_pictures(
 
     source = open_source(paint_classes(tmp_path, per_class=20))
     found, agreement = outcomes_in_groups(Slots(), source, replace(SHOWING, mux_width=2))
-    scores = found.scores(len(source))
+    scores = found.scores(source)
     assert agreement == 1.0
     assert scores.slots[0] == 1.0
     assert scores.slots[1] < 0.6
@@ -246,7 +246,7 @@ def test_what_depends_on_its_slot_alone_agrees_beside_all_pictures(
 def test_a_slot_without_pictures_has_no_score(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
     source = take(open_source(paint_classes(tmp_path, per_class=2)), 1)
     found, agreement = outcomes_in_groups(MeanColour(), source, replace(SHOWING, mux_width=4))
-    scores = found.scores(len(source))
+    scores = found.scores(source)
     assert (scores.slots, scores.images, agreement) == ((1.0,), 1, 1.0)
     plain = score(MeanColour(), source, SHOWING).to_dict()
     assert plain.keys() == {"top1", "top5", "ece", "nll", "images", "refused"}
