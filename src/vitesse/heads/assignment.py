@@ -89,7 +89,8 @@ def _candidates(
     boxes_G4: Tensor,
     labels_G: Tensor,
 ) -> Candidates:
-    from torchvision.ops import box_iou  # takes seconds to import, and only training needs it
+    # Takes seconds to import, and only training needs it.
+    from torchvision.ops import box_iou
 
     iou_GP = box_iou(boxes_G4, boxes_P4)
     alignment_GP = scores_PK.T[labels_G].pow(SCORE_POWER) * iou_GP.pow(IOU_POWER)

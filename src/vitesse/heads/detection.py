@@ -134,7 +134,8 @@ def suppress(
     Args:
         candidates: scores (B, M), boxes (B, M, 4) and labels (B, M) of each level.
     """
-    from torchvision.ops import nms  # takes seconds to import, and not all heads need it
+    # Takes seconds to import, and not all heads need it.
+    from torchvision.ops import nms
 
     scores_BM, boxes_BM4, labels_BM = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
     apart_BM4 = boxes_BM4 + (labels_BM * (max(image_size) + 1)).unsqueeze(-1)  # classes never overlap

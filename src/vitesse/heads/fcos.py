@@ -23,7 +23,8 @@ from vitesse.layers import ConvNorm, upcast
 
 MAX_DETECTIONS = 300
 TOWER_DEPTH = 2
-PRIOR_SCORE = 0.01
+PRIOR_OBJECTS = 5.0
+"""All scores of an untrained predictor together, on each level of a picture of 640x640 pixels."""
 PRIOR_DISTANCE = 2.0
 """Strides from a position to each side of the box that an untrained predictor draws around it."""
 BOX_WEIGHT, SIDE_WEIGHT = 2.5, 1.0
@@ -50,9 +51,10 @@ class ConvNormAct(nn.Sequential):
 class LevelPredictor(nn.Module):
     """One level (B, C, H, W) to logits (B, H*W, K) and distances (B, H*W, 4) in strides, none negative."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, stride: int, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.classify = _tower(channels, num_classes, math.log(PRIOR_SCORE / (1 - PRIOR_SCORE)))
+        prior_score = PRIOR_OBJECTS * (stride / 640) ** 2 / num_classes
+        self.classify = _tower(channels, num_classes, math.log(prior_score / (1 - prior_score)))
         self.locate = _tower(channels, 4, math.log(math.expm1(PRIOR_DISTANCE)))
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ class PointPredictor(nn.Module):
     def __init__(self, strides: Sequence[int], channels: int, num_classes: int) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        self.levels = nn.ModuleList(LevelPredictor(channels, num_classes) for _ in strides)
+        self.levels = nn.ModuleList(LevelPredictor(stride, channels, num_classes) for stride in strides)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         predicted = [predict(x_BCHW) for predict, x_BCHW in zip(self.levels, levels, strict=True)]
@@ -163,9 +165,8 @@ def dense_losses(
     positions in their objects, so that each object counts as much, however badly it is found yet. GIoU is
     joined by the mean distance of the sides in strides, which still pulls where boxes hardly overlap.
     """
-    from torchvision.ops import (
-        generalized_box_iou_loss,
-    )  # takes seconds to import, and only training needs it
+    # Takes seconds to import, and only training needs it.
+    from torchvision.ops import generalized_box_iou_loss
 
     scores_BPK, wanted_BPK = logits_BPK.detach().sigmoid(), torch.zeros_like(logits_BPK)
     predicted, actual, strides, shares = [], [], [], []

@@ -64,10 +64,8 @@ class RoIAlign(nn.Module):
         cuts = []
         for index, (level, stride) in enumerate(zip(levels.values(), self.strides, strict=False)):
             here_R1 = (level_R == index).unsqueeze(1)
-            no_area_R5 = F.pad(
-                regions_R5[:, :1], (0, 4)
-            )  # costs next to nothing, and no number depends on data
-            regions = regions_R5.where(here_R1, no_area_R5)
+            # Regions of other levels become points, which cost next to nothing: their number must not vary.
+            regions = regions_R5.where(here_R1, F.pad(regions_R5[:, :1], (0, 4)))
             cut_RCss = roi_align(upcast(level), regions, self.side, 1 / stride, aligned=True)
             cuts.append(cut_RCss.where(here_R1[:, :, None, None], 0))
         return torch.stack(cuts).sum(0)
@@ -164,14 +162,11 @@ class MaskRCNNHead(nn.Module):
         """As torchvision's parts find them, in the same number for every image."""
         regions = self.regions
         proposals_BR4, known_BR = self._proposals(levels, image_size)
-        logits, deltas = regions.box_predictor(
-            regions.box_head(self._cut(regions.box_roi_pool, levels, proposals_BR4))
-        )
+        features = regions.box_head(self._cut(regions.box_roi_pool, levels, proposals_BR4))
+        logits, deltas = regions.box_predictor(features)
         scores_BRK = torch.unflatten(logits.softmax(1)[:, 1:], 0, known_BR.shape) * known_BR.unsqueeze(2)
         scores_BM, region_BM, labels_BM = best_pairs(scores_BRK, CANDIDATES)
-        deltas_BP4 = torch.unflatten(torch.unflatten(deltas[:, 4:], 1, (-1, 4)), 0, known_BR.shape).flatten(
-            1, 2
-        )
+        deltas_BP4 = deltas[:, 4:].reshape(len(known_BR), -1, 4)
         deltas_BM4 = gather(deltas_BP4, region_BM * self.num_classes + labels_BM)
         boxes_BM4 = decode(regions.box_coder, deltas_BM4, gather(proposals_BR4, region_BM), image_size)
         found = suppress(
