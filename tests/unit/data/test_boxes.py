@@ -89,7 +89,7 @@ def test_a_picture_without_objects_has_empty_columns() -> None:
         max_size=8,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_object_is_kept_or_named(objects: list[tuple[Any, ...]]) -> None:
     source = source_of(*(box(*corners, label=label) for *corners, label in objects))
     boxes, faults = source.boxes(0), Counter(source.faults(0))

@@ -254,7 +254,7 @@ def test_colour_jitter_leaves_geometry_and_padding_alone() -> None:
     short_side=st.none() | st.integers(10, 90),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_labels_stay_on_their_pixels(
     height: int, width: int, size: tuple[int, int], short_side: int | None, seed: int
 ) -> None:
