@@ -12,6 +12,7 @@ from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.create import create_model
+from vitesse.models.registry import task_of
 from vitesse.models.release import release_metadata
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
 from vitesse.weights.keymaps import TIMM_PREFIX
@@ -36,11 +37,7 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
         return _published(str(model))
     module, metadata = load_checkpoint(model, arch)
     manifest = manifest_for(module.spec, metadata)
-    return module, dataclasses.replace(
-        manifest,
-        task=getattr(module, "task", "classify"),
-        mux_width=getattr(module, "mux_width", 1),
-    )
+    return module, dataclasses.replace(manifest, mux_width=getattr(module, "mux_width", 1))
 
 
 def _why_not(model: str) -> str | None:
@@ -56,15 +53,19 @@ def _why_not(model: str) -> str | None:
 def manifest_for(spec: ModelSpec, metadata: Mapping[str, Any]) -> Manifest:
     """What a checkpoint says of itself as a manifest; without names, classes are called by their index.
 
+    Where it does not say how its pictures were made, a classifier sees the centre of a picture, other models
+    see all of it in its own shape.
+
     Raises:
         ConfigError: the metadata does not fit the model.
     """
+    task = task_of(spec.name)
+    unsaid = {"image_size": spec.image_size, "resize": "crop" if task == "classify" else "fit"}
     return Manifest(
+        task=task,
         model=spec,
         class_names=tuple(metadata.get("class_names") or map(str, range(spec.num_classes))),
-        preprocess=from_mapping(
-            PreprocessSpec, metadata.get("preprocess") or {"image_size": spec.image_size}
-        ),
+        preprocess=from_mapping(PreprocessSpec, metadata.get("preprocess") or unsaid),
         provenance=metadata.get("provenance") or {},
     )
 

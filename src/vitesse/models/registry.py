@@ -33,6 +33,11 @@ def registered_models(task: Task | None = "classify") -> tuple[str, ...]:
     return tuple(sorted(name for name, found in _TASKS.items() if task in (None, found)))
 
 
+def task_of(name: str) -> Task:
+    """What the model of this name is for; those that nobody registered, such as timm's, are classifiers."""
+    return _TASKS.get(name, "classify")
+
+
 def build_model(spec: ModelSpec) -> VisionModel:
     """The model that `spec` describes, with fresh weights.
 
