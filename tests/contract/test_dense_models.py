@@ -16,7 +16,8 @@ from vitesse.export import fold
 from vitesse.models import build, create_model, list_models, load_checkpoint, registered_models
 from vitesse.models.backbone import DenseModel
 from vitesse.models.efficientvit_mit import CONFIGS, MultiScaleLinearAttention
-from vitesse.spec import ModelSpec, from_mapping, to_mapping
+from vitesse.models.loading import load_torch
+from vitesse.spec import ModelSpec, PreprocessSpec, from_mapping, to_mapping
 from vitesse.weights import load_weights, save_weights
 from vitesse.weights.keymaps import ORIGINAL, TIMM, keymap_for
 from vitesse.weights.load import start_from
@@ -203,6 +204,9 @@ def test_a_checkpoint_comes_back_as_it_was(name, tmp_path):
     found, metadata = load_checkpoint(tmp_path / "m.safetensors")
     assert (found.spec, metadata["class_names"]) == (model.spec, names)
     assert torch.equal(found.eval()(x_BCHW), model(x_BCHW))
+    manifest = load_torch(tmp_path / "m.safetensors")[1]
+    assert (manifest.task, manifest.class_names) == ("segment", tuple(names))
+    assert manifest.preprocess == PreprocessSpec(image_size=(64, 96), resize="fit"), "all of the picture"
 
 
 @BOTH_SERIES

@@ -49,7 +49,7 @@ def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -
     if isinstance(module, PromptableModel):
         own |= {"class_names": module.class_names, "preprocess": module.preprocess}
     elif own["task"] != "classify" and not metadata.get("preprocess"):
-        own["preprocess"] = dataclasses.replace(manifest.preprocess, resize="squash")
+        own["preprocess"] = dataclasses.replace(manifest.preprocess, resize="fit")
     return dataclasses.replace(manifest, **own)
 
 

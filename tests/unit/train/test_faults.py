@@ -42,6 +42,7 @@ from vitesse.train.loop import Trainer
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.step import StepResult
 from vitesse.train.stopping import StoppableEngine
+from vitesse.train.tasks import TASKS
 from vitesse.train.teacher import Teacher
 
 Run = Callable[..., TrainResult]
@@ -818,7 +819,7 @@ def test_every_checkpoint_says_where_it_came_from(data: Path, whole: Path, tiny:
         assert made["recipe"].items() >= {**tiny, "seed": 0}.items()
         assert made["versions"]["torch"] == metadata.version("torch")
         assert made["commit"] == (commit.stdout.strip() or None)
-        assert made["data"] == loop.splits(data, load_recipe("finetune"))[0].fingerprint
+        assert made["data"] == loop.splits(TASKS["classify"], data, load_recipe("finetune"))[0].fingerprint
 
 
 def right(artefact: Path, source: Source) -> float:
