@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 
 from vitesse.results import Mask, Masks, from_run_lengths, run_lengths
@@ -26,6 +26,7 @@ def counted(mask_HW: np.ndarray) -> list[int]:
     return counts
 
 
+@settings(max_examples=40, deadline=None)
 @given(ANY_MASK)
 def test_run_lengths_are_cocos_and_come_back(mask_HW):
     rle = run_lengths(mask_HW)
@@ -33,6 +34,7 @@ def test_run_lengths_are_cocos_and_come_back(mask_HW):
     assert np.array_equal(from_run_lengths(json.loads(json.dumps(rle))), mask_HW)
 
 
+@settings(max_examples=40, deadline=None)
 @given(ANY_MASK)
 def test_the_box_is_the_smallest_around_all_pixels(mask_HW):
     mask = Mask(mask_HW=mask_HW, score=0.5)
