@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from vitesse.data.sources import Source
 from vitesse.export import export
 from vitesse.publish import write_card
 
@@ -33,7 +32,7 @@ def ship(result: TrainResult, folder: str | Path, precision: str = "fp32") -> Ar
         folder / "model.onnx",
         data=result.val_source,
         precision=precision,
-        calibrate=cast(Source, result.train_source) if precision == "int8" else None,
+        calibrate=result.train_source if precision == "int8" else None,
         trained_on=result.data,
     )
     write_card(artefact.path, folder)

@@ -21,7 +21,7 @@ from vitesse.export.promptable import export_pair
 from vitesse.export.targets import check_formats, check_groups, install, write_target
 from vitesse.export.verify import parity
 from vitesse.files import write_atomically
-from vitesse.metrics import EXAMINATIONS, Showing, open_for, outcomes_in_groups
+from vitesse.metrics import EXAMINATIONS, examine, open_for
 from vitesse.models.backbone import VisionModel
 from vitesse.models.loading import load_torch
 from vitesse.models.promptable import PromptableModel
@@ -33,18 +33,15 @@ from vitesse.spec import Manifest, PreprocessSpec, Task
 
 if TYPE_CHECKING:
     from vitesse.data.contract import Pictures
-    from vitesse.data.sources import Source
 
 PARITY_IMAGES: Mapping[Task, int] = {"classify": 32, "detect": 4, "segment": 4}
 FOR_TASKS: Mapping[str, tuple[Task, ...]] = {
     "--data": tuple(EXAMINATIONS),
-    "--calibrate": ("classify",),
+    "--calibrate": tuple(EXAMINATIONS),
     "--dynamic-size": tuple(OUTPUTS),
     "--format": ("classify",),
 }
 """The tasks that an option is for."""
-DENSE_BATCH = 4
-"""Pictures a run of what looks at large ones."""
 HELD_OUT = "held out of training"
 """What the manifest calls the split of pictures that training left out of data without splits."""
 
@@ -57,7 +54,7 @@ def export(
     split: str = "test",
     arch: str | None = None,
     precision: str = "fp32",
-    calibrate: str | Path | Source | None = None,
+    calibrate: str | Path | Pictures | None = None,
     dynamic_size: bool = False,
     formats: Sequence[str] = (),
     force: bool = False,
@@ -78,8 +75,8 @@ def export(
         split: of `data`.
         arch: the architecture of a checkpoint whose header does not name it.
         precision: `fp32`; `fp16`, for GPUs; or `int8`, which needs `calibrate`.
-        calibrate: labelled pictures of the model's classes, its training split where it has splits. Without
-            `data` the accuracy of int8 is measured on pictures of it that were not calibrated on.
+        calibrate: labelled pictures as `data`, its training split where it has splits. Without `data` the
+            accuracy of int8 is measured on pictures of it that were not calibrated on.
         dynamic_size: let the file take pictures of other sizes than the model's own.
         formats: of `targets.TARGETS`: files for other runtimes, written next to `out` for one picture at a
             time (OpenVINO's: for any batch), each with a sidecar `.json` that holds the manifest.
@@ -149,7 +146,7 @@ def _called(data: str | Path | Pictures, split: str, name: str) -> dict[str, Any
     return {"dataset": name or data.fingerprint, "split": HELD_OUT}
 
 
-def _check_request(out: Path, precision: str, calibrate: str | Path | Source | None) -> None:
+def _check_request(out: Path, precision: str, calibrate: str | Path | Pictures | None) -> None:
     if out.suffix != ".onnx":
         raise ConfigError(
             f"--out: expected a file ending in .onnx, got {out}; other formats are written next to it"
@@ -182,16 +179,8 @@ def _draft(proto: Any, manifest: Manifest, path: Path) -> Artefact:
 
 def _accuracy(artefact: Artefact, source: Any) -> Mapping[str, Any]:
     engine = create_engine(artefact, "onnxruntime")
-    manifest = artefact.manifest
-    if manifest.task != "classify":
-        showing = Showing(preprocess=manifest.preprocess, batch_size=artefact.input_shape[0] or DENSE_BATCH)
-        figures = EXAMINATIONS[manifest.task].find(engine, source, showing).scores(source)
-        return {"engine": engine.name, **figures.brief(), "images": figures.images}
-    showing = Showing(preprocess=manifest.preprocess, mux_width=manifest.mux_width)
-    found, agreement = outcomes_in_groups(engine, source, showing)
-    scores = found.scores(source)
-    accuracy = {"engine": engine.name, "top1": scores.top1, "top5": scores.top5, "images": scores.images}
-    return accuracy if agreement is None else accuracy | {"slots": scores.slots, "agreement": agreement}
+    figures, groups = examine(engine, artefact, source)
+    return {"engine": engine.name, **figures.brief(), "images": figures.images, **groups}
 
 
 def _real_images(source: Pictures, preprocess: PreprocessSpec, count: int) -> NDArray[np.float32]:

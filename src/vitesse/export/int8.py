@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.sources import Subset, open_source
+from vitesse.data.subset import part_of
 from vitesse.errors import DataError, ExportError, ImageError
 from vitesse.export.onnx import write_artefact
-from vitesse.export.quantize import noise, quantize
-from vitesse.metrics import Showing, outcomes_in_groups, score, with_classes
+from vitesse.export.quantize import last_layers, noise, quantize
+from vitesse.metrics import EXAMINATIONS, Figures, examine, open_for
 from vitesse.progress import say
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.autoselect import seconds_a_picture
@@ -23,16 +23,16 @@ from vitesse.runtime.engines import available_engines, create_engine
 from vitesse.runtime.imaging import load_tensor
 
 if TYPE_CHECKING:
-    from vitesse.data.sources import Source
-    from vitesse.spec import PreprocessSpec
+    from vitesse.data.contract import Pictures
+    from vitesse.spec import PreprocessSpec, Task
 
 CALIBRATION_IMAGES, MIN_CALIBRATION_IMAGES = 128, 16
 HELD_OUT_IMAGES = 1000
 MAX_LOSS = 0.005
-"""Of top-1 against fp32 on the same pictures, as a fraction of them."""
+"""Of top-1, AP or mean IoU against fp32 on the same pictures, 0 to 1."""
 
 ATTEMPTS, FLOAT_SHARE = 4, 0.04
-"""While top-1 falls too far, so often this share of the operators goes back to float, the noisiest first."""
+"""While accuracy falls too far: attempts, and the share of operators that each gives back to float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,22 @@ class Comparison:
     `groups` is what the manifest says of a multiplexed model beside its accuracy.
     """
 
-    fp32_top1: float
-    int8_top1: float
-    int8_top5: float
-    images: int
+    fp32: Figures
+    int8: Figures
     groups: Mapping[str, Any]
     img_per_s: Mapping[str, Mapping[str, float]]
 
     @property
     def loss(self) -> float:
-        """Of top-1, as a fraction of the pictures."""
-        return self.fp32_top1 - self.int8_top1
+        """Of the figure that counts, 0 to 1."""
+        return self.fp32.best_by - self.int8.best_by
+
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """For the manifest: the figures of int8, and the one that counts of fp32."""
+        key = next(iter(self.fp32.brief()))
+        known = {**self.int8.brief(), "images": self.int8.images, f"fp32_{key}": self.fp32.brief()[key]}
+        return known | dict(self.groups)
 
     @property
     def speedup(self) -> float:
@@ -68,7 +73,7 @@ class Comparison:
             f"{engine} {rate['fp32']:.0f} to {rate['int8']:.0f}" for engine, rate in self.img_per_s.items()
         )
         return (
-            f"top-1 {self.fp32_top1:.2%} in fp32, {self.int8_top1:.2%} in int8 on {self.images} pictures; "
+            f"fp32: {self.fp32.explain()}; int8: {self.int8.explain()}; on {self.int8.images} pictures; "
             f"pictures a second here: {rates}"
         )
 
@@ -76,8 +81,8 @@ class Comparison:
 def to_int8(
     proto: Any,
     fp32: Artefact,
-    calibrate: str | Path | Source,
-    data: Source | None,
+    calibrate: str | Path | Pictures,
+    data: Any,
     *,
     dataset: Mapping[str, Any],
     force: bool = False,
@@ -87,8 +92,8 @@ def to_int8(
     Args:
         proto: the fp32 model as `onnx.ModelProto`.
         fp32: the same as an artefact.
-        calibrate: pictures as `open_source` reads them.
-        data: labelled pictures to compare on; without them held-out ones of `calibrate`.
+        calibrate: pictures as `open_for` reads them.
+        data: labelled pictures of the model's classes to compare on; without it held-out ones of `calibrate`.
         dataset: how the manifest calls what is compared on.
         force: give it even if it loses accuracy or time.
 
@@ -96,38 +101,38 @@ def to_int8(
         DataError: too few pictures, or none of the model's kind.
         ExportError: it loses more than `MAX_LOSS`, or is no faster, and not `force`; or cannot be quantised.
     """
+    manifest = fp32.manifest
     name = Path(calibrate).name if isinstance(calibrate, (str, Path)) else calibrate.fingerprint
-    source = with_classes(open_source(calibrate, "train"), fp32.manifest.class_names)
+    found = open_for(manifest.task, calibrate, "train")
+    source = EXAMINATIONS[manifest.task].of_classes(found, manifest.class_names)
     seen, unseen = _parted(source, hold_out=data is None)
-    images_BCHW = calibration_images(seen, fp32.manifest.preprocess)
+    images_BCHW = calibration_images(seen, manifest.preprocess)
     if data is None:
         data, dataset = unseen, {"dataset": name, "split": "held out of calibration"}
-    width = fp32.manifest.mux_width
-    showing = Showing(preprocess=fp32.manifest.preprocess, mux_width=width)
-    fp32_top1 = score(create_engine(fp32), data, showing).top1
-    _check_comparable(fp32_top1, data, fp32.manifest.model.num_classes)
-    floats: list[str] = []
-    int8_proto = quantize(proto, images_BCHW, floats, width)
+    fp32_figures, _ = examine(create_engine(fp32), fp32, data)
+    _check_comparable(fp32_figures, manifest.task, len(data), manifest.model.num_classes)
+    floats = [] if manifest.task == "classify" else last_layers(proto)
+    int8_proto = quantize(proto, images_BCHW, floats, manifest.mux_width)
     for attempts_left in reversed(range(ATTEMPTS)):
-        int8 = _read(int8_proto, replace(fp32.manifest, precision="int8"), fp32.path.name)
-        found = _compare(fp32, int8, data, showing, fp32_top1)
-        say(str(found))
-        if found.loss <= MAX_LOSS or not attempts_left:
+        int8 = _read(int8_proto, replace(manifest, precision="int8"), fp32.path.name)
+        compared = _compare(fp32, int8, data, fp32_figures)
+        say(str(compared))
+        if compared.loss <= MAX_LOSS or not attempts_left:
             break
         floats += _noisiest(noise(int8_proto, images_BCHW), floats, len(proto.graph.node))
-        int8_proto = quantize(proto, images_BCHW, floats, width)
-    _judge(found, force)
-    manifest = replace(
+        int8_proto = quantize(proto, images_BCHW, floats, manifest.mux_width)
+    _judge(compared, force)
+    rates = {engine: dict(rate) for engine, rate in compared.img_per_s.items()}
+    calibration = {"dataset": name, "images": len(images_BCHW), "ranges": "extremes"}
+    worth = replace(
         int8.manifest,
-        accuracy={**dataset, "top1": found.int8_top1, "top5": found.int8_top5, "images": found.images}
-        | {"fp32_top1": found.fp32_top1, **found.groups},
-        calibration={"dataset": name, "images": len(images_BCHW), "ranges": "extremes"}
-        | {"float_operators": floats, "img_per_s": {k: dict(v) for k, v in found.img_per_s.items()}},
+        accuracy={**dataset, **compared.accuracy},
+        calibration={**calibration, "float_operators": floats, "img_per_s": rates},
     )
-    return _read(int8_proto, manifest, fp32.path.name)
+    return _read(int8_proto, worth, fp32.path.name)
 
 
-def calibration_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np.float32]:
+def calibration_images(source: Pictures, preprocess: PreprocessSpec) -> NDArray[np.float32]:
     """Preprocessed pictures of a source, those that can be read: (B, C, H, W).
 
     Raises:
@@ -146,7 +151,7 @@ def calibration_images(source: Source, preprocess: PreprocessSpec) -> NDArray[np
     return np.stack(tensors)
 
 
-def _parted(source: Source, *, hold_out: bool) -> tuple[Source, Source]:
+def _parted(source: Any, *, hold_out: bool) -> tuple[Any, Any]:
     """Pictures to calibrate on and others, drawn by seed 0; with `hold_out` at least half are others.
 
     Raises:
@@ -159,47 +164,40 @@ def _parted(source: Source, *, hold_out: bool) -> tuple[Source, Source]:
     order = np.random.default_rng(0).permutation(len(source))
     first = min(CALIBRATION_IMAGES, len(source) // 2 if hold_out else len(source))
     seen, unseen = order[:first], order[first:][:HELD_OUT_IMAGES]
-    return Subset(source, np.sort(seen)), Subset(source, np.sort(unseen))
+    return part_of(source, np.sort(seen)), part_of(source, np.sort(unseen))
 
 
-def _check_comparable(fp32_top1: float, data: Source, num_classes: int) -> None:
+def _check_comparable(fp32: Figures, task: Task, images: int, num_classes: int) -> None:
     """Refuse pictures on which a loss could not be seen, and say so where a small one could not.
 
     Raises:
         DataError: fp32 is no better than chance on them.
     """
-    if fp32_top1 <= 1 / num_classes:
+    chance = 0 if task == "detect" else 1 / num_classes
+    if fp32.best_by <= chance:
         raise DataError(
-            f"fp32 has {fp32_top1:.2%} of {len(data)} pictures right, no more than chance: these are not the "
+            f"fp32 has {fp32.explain()} on {images} pictures, no more than chance: these are not the "
             "model's classes, and int8 cannot be compared on them"
         )
-    if len(data) * MAX_LOSS < 1:
-        say(f"of {len(data)} pictures one is {1 / len(data):.1%}: a loss of {MAX_LOSS:.1%} needs more")
+    if task == "classify" and images * MAX_LOSS < 1:
+        say(f"of {images} pictures one is {1 / images:.1%}: a loss of {MAX_LOSS:.1%} needs more")
 
 
-def _compare(fp32: Artefact, int8: Artefact, data: Source, showing: Showing, fp32_top1: float) -> Comparison:
+def _compare(fp32: Artefact, int8: Artefact, data: Any, fp32_figures: Figures) -> Comparison:
     parts, rates = [], {}
     for name in available_engines():
         engines = {artefact.manifest.precision: create_engine(artefact, name) for artefact in (fp32, int8)}
-        found, agreement = outcomes_in_groups(engines["int8"], data, showing)
-        parts.append((found.scores(data), agreement))
+        parts.append(examine(engines["int8"], int8, data))
         seconds = seconds_a_picture({key: engine.run for key, engine in engines.items()}, fp32)
         rates[name] = {precision: round(1 / took, 2) for precision, took in seconds.items()}
-    worst, agreement = min(parts, key=lambda part: part[0].top1)
-    return Comparison(
-        fp32_top1=fp32_top1,
-        int8_top1=worst.top1,
-        int8_top5=worst.top5,
-        images=worst.images,
-        groups={} if agreement is None else {"slots": worst.slots, "agreement": agreement},
-        img_per_s=rates,
-    )
+    worst, groups = min(parts, key=lambda part: part[0].best_by)
+    return Comparison(fp32=fp32_figures, int8=worst, groups=groups, img_per_s=rates)
 
 
 def _judge(found: Comparison, force: bool) -> None:
     faults = []
     if found.loss > MAX_LOSS:
-        faults.append(f"loses {100 * found.loss:.2f} points of top-1, at most {100 * MAX_LOSS} are allowed")
+        faults.append(f"loses {100 * found.loss:.2f} points, at most {100 * MAX_LOSS} are allowed")
     if found.speedup <= 1:
         faults.append(f"is {found.speedup:.2f} times as fast as fp32")
     if faults and not force:

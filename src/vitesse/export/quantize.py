@@ -107,6 +107,31 @@ def _float_region(proto: Any) -> list[str]:
     return sorted(found)
 
 
+def last_layers(proto: Any) -> list[str]:
+    """Names of the layers that predict, after which no layer with weights comes, and of what reads outputs.
+
+    The sides of boxes, and the logits that pixels' classes are interpolated from, need more than eight bits.
+    """
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    made = {output.name for output in proto.graph.output}
+    found = []
+    for node in proto.graph.node:
+        if made & set(node.input):
+            found.append(node.name)
+            made |= set(node.output)
+    before: set[str] = set()
+    """Tensors that a layer with weights, not found yet, is computed from."""
+    for node in reversed(proto.graph.node):
+        weighted = node.op_type in WEIGHTED_OPS and bool(weights & set(node.input))
+        if node.name in found:
+            continue
+        if weighted and not before & set(node.output):
+            found.append(node.name)
+        if weighted or before & set(node.output):
+            before |= set(node.input)
+    return found
+
+
 def _join_activations(proto: Any) -> None:
     """Let an activation that engines compute within a convolution read the convolution itself, in place.
 

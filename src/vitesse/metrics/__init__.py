@@ -6,7 +6,7 @@ from vitesse.metrics.label_sets import read_label_sets, score_label_sets
 from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups, score
 from vitesse.metrics.scores import Outcomes, Scores, calibration_error, label_ranks
 from vitesse.metrics.segmentation import MapScorer, MapScores
-from vitesse.metrics.tasks import EXAMINATIONS, Examination, Figures, Found, open_for
+from vitesse.metrics.tasks import EXAMINATIONS, Examination, Figures, Found, examine, open_for
 
 __all__ = [
     "EXAMINATIONS",
@@ -21,6 +21,7 @@ __all__ = [
     "Scores",
     "Showing",
     "calibration_error",
+    "examine",
     "label_ranks",
     "open_for",
     "outcomes",

@@ -16,13 +16,17 @@ from vitesse.data.sources import open_source
 from vitesse.metrics.classes import same_classes, with_classes
 from vitesse.metrics.dense import BoxesFound, MapsCounted, count_maps, find_boxes
 from vitesse.metrics.detection import BoxScores
-from vitesse.metrics.run import Showing, outcomes
+from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups
 from vitesse.metrics.scores import Outcomes, Scores
 from vitesse.metrics.segmentation import MapScores
 from vitesse.spec import Task
 
 if TYPE_CHECKING:
+    from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.engines import Engine
+
+DENSE_BATCH = 4
+"""Pictures a run of what looks at large ones."""
 
 
 class Figures(Protocol):
@@ -93,3 +97,19 @@ def open_for(task: Task, data: str | Path | Pictures, split: str | None) -> Any:
         DataError: the data cannot be read, or is not annotated for the task.
     """
     return EXAMINATIONS[task].open(data, split)
+
+
+def examine(engine: Engine, artefact: Artefact, source: Any) -> tuple[Figures, Mapping[str, Any]]:
+    """The figures of an engine that runs this artefact, and what a multiplexed model's manifest says beside.
+
+    Raises:
+        DataError: see `Examination.find`.
+    """
+    manifest = artefact.manifest
+    if manifest.task == "classify":
+        showing = Showing(preprocess=manifest.preprocess, mux_width=manifest.mux_width)
+        found, agreement = outcomes_in_groups(engine, source, showing)
+        scores = found.scores(source)
+        return scores, {} if agreement is None else {"slots": scores.slots, "agreement": agreement}
+    showing = Showing(preprocess=manifest.preprocess, batch_size=artefact.input_shape[0] or DENSE_BATCH)
+    return EXAMINATIONS[manifest.task].find(engine, source, showing).scores(source), {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.helper as graphs
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from vitesse.errors import ExportError
 from vitesse.export import fold
 from vitesse.export.onnx import to_onnx, write_artefact
-from vitesse.export.quantize import noise, quantize
+from vitesse.export.quantize import last_layers, noise, quantize
 from vitesse.models import build
 from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.engines import create_engine
@@ -129,3 +130,23 @@ def test_what_cannot_be_quantised_is_one_line() -> None:
     with pytest.raises(ExportError, match=r"int8: the model cannot be quantised: \S") as caught:
         quantize(onnx.ModelProto(), pictures(2))
     assert "\n" not in str(caught.value)
+
+
+def test_the_layers_that_predict_come_last() -> None:
+    """A stem, a box and a class branch on it, and classes of pixels made of the logits by another kernel."""
+    nodes = [
+        graphs.make_node("Conv", ["image", "w"], ["features"], name="stem"),
+        graphs.make_node("Relu", ["features"], ["positive"], name="relu"),
+        graphs.make_node("Conv", ["positive", "w"], ["sides"], name="box"),
+        graphs.make_node("Exp", ["sides"], ["boxes"], name="exp"),
+        graphs.make_node("Conv", ["positive", "w"], ["tower"], name="tower"),
+        graphs.make_node("Conv", ["tower", "w"], ["logits"], name="class"),
+        graphs.make_node("Conv", ["logits", "w"], ["enlarged"], name="kernel"),
+        graphs.make_node("ArgMax", ["enlarged"], ["classes"], name="largest"),
+    ]
+    values = {name: graphs.make_tensor_value_info(name, 1, None) for name in ("boxes", "logits", "classes")}
+    weight = graphs.make_tensor("w", 1, [1, 1, 1, 1], [1.0])
+    graph = graphs.make_graph(
+        nodes, "g", [graphs.make_tensor_value_info("image", 1, None)], list(values.values()), [weight]
+    )
+    assert set(last_layers(graphs.make_model(graph))) == {"box", "class", "kernel", "largest"}

@@ -153,20 +153,13 @@ def test_a_file_that_disagrees_is_refused(
         parity(artefact, Harmed(), pictures(2, SIZE).numpy())
 
 
-@pytest.mark.parametrize(
-    ("asked", "option"),
-    [
-        ({"formats": ["openvino"]}, "--format"),
-        ({"precision": "int8", "calibrate": "photos"}, "--calibrate"),
-    ],
-)
 def test_what_is_for_classifiers_is_refused(
-    asked: dict[str, Any], option: str, model: Backbone, saved: Callable[[Backbone], Path], tmp_path: Path
+    model: Backbone, saved: Callable[[Backbone], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ConfigError, match=f"^{option}: expected a model to classify, got one of the task segment"
+        ConfigError, match=r"^--format: expected a model to classify, got one of the task segment"
     ):
-        export(saved(model), tmp_path / "m.onnx", **asked)
+        export(saved(model), tmp_path / "m.onnx", formats=["openvino"])
 
 
 def test_the_command_says_how_equal_the_pixels_are(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import vitesse
+import vitesse.export.int8 as int8
 from vitesse.data.annotated import open_boxes, open_maps
 from vitesse.data.dense import IGNORE
 from vitesse.errors import ConfigError, DataError
@@ -149,6 +150,35 @@ def test_a_segmenter_learns_is_exported_and_colours(
     assert isinstance(record, SemanticMap)
     right_HW = open_maps(painted / "maps", "val").label_map(0)
     assert (record.classes_HW == right_HW).mean() > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "data", "key"), [("detect", "boxes", "ap"), ("segment", "maps", "miou")])
+def test_int8_is_scored_beside_fp32(
+    finished: dict[str, Path],
+    painted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    data: str,
+    key: str,
+) -> None:
+    monkeypatch.setattr(int8, "seconds_a_picture", lambda runners, _: {"fp32": 2.0, "int8": 1.0})
+    monkeypatch.setattr(int8, "MAX_LOSS", 0.1)  # of eight pictures, by a model that barely learned
+    best = finished[task] / "checkpoints" / "best" / "model.safetensors"
+    asked = {"data": painted / data, "split": "val", "precision": "int8", "calibrate": painted / data}
+    made = vitesse.export(best, tmp_path / "m.onnx", **asked)
+    known = made.manifest.accuracy
+    assert known is not None
+    assert 0 < known[f"fp32_{key}"] - 0.1 <= known[key]
+    worst = min(
+        evaluate(painted / data, model=made.path, split="val", engine=name).to_dict()[key]
+        for name in ("onnxruntime", "openvino")
+    )
+    assert known[key] == pytest.approx(worst, abs=1e-6)
+    assert made.manifest.calibration is not None
+    assert made.manifest.calibration["images"] == 24, "the training pictures"
+    assert made.manifest.calibration["float_operators"], "the layers that predict"
 
 
 @pytest.mark.slow
