@@ -77,22 +77,24 @@ class Placement:
         resized: (height, width) of the window on the canvas.
         offset: its (top, left) there.
         canvas: (height, width) in pixels.
-        mirrored: left and right of the window are exchanged.
+        flips: whether left and right of the window are exchanged, and whether top and bottom are.
     """
 
     window: tuple[int, int, int, int]
     resized: Size
     offset: Size
     canvas: Size
-    mirrored: bool
+    flips: tuple[bool, bool]
 
     def seen(self, x: T) -> T:
-        """A picture, masks or boxes cut, resized and maybe mirrored."""
+        """A picture, masks or boxes cut, resized and maybe flipped."""
         mode = (
             InterpolationMode.BILINEAR if isinstance(x, tv_tensors.Image) else InterpolationMode.NEAREST_EXACT
         )
         cut: T = F.resize(F.crop(x, *self.window), list(self.resized), interpolation=mode, antialias=True)
-        return F.horizontal_flip(cut) if self.mirrored else cut
+        mirrored, upturned = self.flips
+        cut = F.horizontal_flip(cut) if mirrored else cut
+        return F.vertical_flip(cut) if upturned else cut
 
     def laid(self, x: T, fill: tuple[int, ...] | int = 0) -> T:
         """What was seen laid on the canvas, with `fill` around it."""
@@ -115,7 +117,7 @@ class AugmentBoxes:
         size: (height, width) in pixels.
         crop: which of these.
         scale: of `jitter` (large scale jitter, arXiv 2012.07177).
-        hflip: probability of mirroring.
+        hflip, vflip: probability of exchanging left and right, top and bottom.
         color_jitter: range of brightness, contrast and saturation, 0 is off.
         min_visible: least share of a box that must be seen for its object to stay.
         max_objects: where more stay, so many are drawn, others each time.
@@ -128,12 +130,13 @@ class AugmentBoxes:
         crop: Literal["jitter", "overlap", "none"] = "jitter",
         scale: tuple[float, float] = (0.1, 2.0),
         hflip: float = 0.5,
+        vflip: float = 0.0,
         color_jitter: float = 0.0,
         min_visible: float = 0.1,
         max_objects: int = 1000,
     ) -> None:
         self.size, self.crop, self.scale = size, crop, scale
-        self.hflip, self.min_visible, self.max_objects = hflip, min_visible, max_objects
+        self.flips, self.min_visible, self.max_objects = (hflip, vflip), min_visible, max_objects
         self.jitter = _color_jitter(color_jitter)
         self._overlapping = v2.RandomIoUCrop(*CROP_SIDES)
 
@@ -157,18 +160,18 @@ class AugmentBoxes:
         return math.ceil(fit * height), math.ceil(fit * width)
 
     def _placement(self, size: Size, boxes_N4: tv_tensors.BoundingBoxes) -> Placement:
-        fit, mirrored = _fit(size, self.size), bool(torch.rand(()) < self.hflip)
+        fit, flips = _fit(size, self.size), _drawn(self.flips)
         if self.crop == "none":
-            return _scaled(size, self.size, fit, mirrored)
+            return _scaled(size, self.size, fit, flips)
         if self.crop == "jitter":
-            return _scaled(size, self.size, fit * _uniform(*self.scale), mirrored)
+            return _scaled(size, self.size, fit * _uniform(*self.scale), flips)
         if torch.rand(()) < 0.5 or not len(boxes_N4) or min(size) < LEAST_PICTURE:
-            zoomed_out = _scaled(size, self.size, fit * _uniform(1 / LARGEST_ZOOM_OUT, 1), mirrored)
+            zoomed_out = _scaled(size, self.size, fit * _uniform(1 / LARGEST_ZOOM_OUT, 1), flips)
             return _anywhere(zoomed_out)
         found = self._overlapping.make_params([_nothing(size), boxes_N4])
         window = tuple(found.get(side, whole) for side, whole in zip(WINDOW, (0, 0, *size), strict=True))
         fit = _fit(window[2:], self.size)
-        return Placement(window, _resized(window[2:], fit, self.size), (0, 0), self.size, mirrored)
+        return Placement(window, _resized(window[2:], fit, self.size), (0, 0), self.size, flips)
 
     def _target(self, boxes: Boxes, boxes_N4: tv_tensors.BoundingBoxes, placement: Placement) -> BoxTarget:
         seen_N4 = _clamped(boxes_N4, placement.window)
@@ -202,7 +205,7 @@ class AugmentMaps:
         size: (height, width) in pixels.
         scale: smallest and largest, of the picture's own size or of that with `short_side`.
         short_side: in pixels; None for the picture's own size.
-        hflip: probability of mirroring.
+        hflip, vflip: probability of exchanging left and right, top and bottom.
         color_jitter: range of brightness, contrast and saturation, 0 is off.
     """
 
@@ -213,9 +216,10 @@ class AugmentMaps:
         scale: tuple[float, float] = (0.5, 2.0),
         short_side: int | None = None,
         hflip: float = 0.5,
+        vflip: float = 0.0,
         color_jitter: float = 0.0,
     ) -> None:
-        self.size, self.scale, self.short_side, self.hflip = size, scale, short_side, hflip
+        self.size, self.scale, self.short_side, self.flips = size, scale, short_side, (hflip, vflip)
         self.jitter = _color_jitter(color_jitter)
 
     def __call__(self, encoded: bytes, labels_HW: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -227,8 +231,7 @@ class AugmentMaps:
         check_size(decoded, labels_HW.shape)
         size = decoded.full_size
         scale = _uniform(*self.scale) * (self.short_side / min(size) if self.short_side else 1)
-        mirrored = bool(torch.rand(()) < self.hflip)
-        placement = _anywhere(_scaled(size, self.size, scale, mirrored))
+        placement = _anywhere(_scaled(size, self.size, scale, _drawn(self.flips)))
         x_CHW = placement.laid(self.jitter(placement.seen(_picture(decoded.image))), FILL)
         labels = tv_tensors.Mask(torch.from_numpy(labels_HW)[None])
         map_HW = placement.laid(placement.seen(labels), IGNORE)[0]
@@ -249,14 +252,14 @@ def check_size(decoded: Decoded, size: tuple[int, ...]) -> None:
         raise ImageError(f"expected {expected} pixels as its annotations are for, the picture has {found}")
 
 
-def _scaled(size: Size, canvas: Size, scale: float, mirrored: bool) -> Placement:
+def _scaled(size: Size, canvas: Size, scale: float, flips: tuple[bool, bool]) -> Placement:
     """A random part of a picture at a scale, as much of it as the canvas holds, at the left and top."""
     resized = _resized(size, scale, canvas)
     height, width = (
         max(1, min(whole, round(seen / scale))) for whole, seen in zip(size, resized, strict=True)
     )
     top, left = _below(size[0] - height), _below(size[1] - width)
-    return Placement((top, left, height, width), resized, (0, 0), canvas, mirrored)
+    return Placement((top, left, height, width), resized, (0, 0), canvas, flips)
 
 
 def _anywhere(placement: Placement) -> Placement:
@@ -318,6 +321,11 @@ def _color_jitter(strength: float) -> Any:
 
 def _all_of_it(height: int, width: int) -> None:
     return None
+
+
+def _drawn(flips: tuple[float, float]) -> tuple[bool, bool]:
+    mirrored, upturned = (share > 0 and bool(torch.rand(()) < share) for share in flips)
+    return mirrored, upturned
 
 
 def _uniform(low: float, high: float) -> float:

@@ -42,7 +42,7 @@ class Augment:
     Args:
         size: (height, width) in pixels.
         crop_scale: smallest and largest share of the picture that a crop keeps.
-        hflip: probability of mirroring.
+        hflip, vflip: probability of exchanging left and right, top and bottom.
         color_jitter: range of brightness, contrast and saturation, 0 is off.
         rand_augment: timm's policy text, such as `rand-m9-mstd0.5-inc1`; empty is off.
         interpolation: of the resize and of RandAugment; `random` draws one of the two for every picture.
@@ -57,11 +57,12 @@ class Augment:
         *,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
+        vflip: float = 0.0,
         color_jitter: float = 0.0,
         rand_augment: str = "",
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        self.size, self.crop_scale, self.hflip = size, crop_scale, hflip
+        self.size, self.crop_scale, self.hflip, self.vflip = size, crop_scale, hflip, vflip
         self.modes = tuple(FILTERS) if interpolation == "random" else (interpolation,)
         self.steps: list[Callable[[Image.Image], Image.Image]] = []
         if color_jitter:
@@ -77,6 +78,8 @@ class Augment:
         image = self._cropped(encoded)
         if random.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.vflip and random.random() < self.vflip:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         x_HWC = self._resized(image)
         if self.steps:
             image = Image.fromarray(x_HWC.numpy())

@@ -11,7 +11,16 @@ from vitesse.errors import ConfigError
 AT_LEAST_ONE = ("epochs", "batch_size", "accumulate", "image_size", "repeats", "eval_every", "max_bad_steps")
 MORE_THAN_NONE = ("lr", "distill_temperature", "ema_ramp")
 SHARES = (
-    *("label_smoothing", "hflip", "mix_prob", "random_erase", "distill_alpha", "retrieval", "short_groups"),
+    *(
+        "label_smoothing",
+        "hflip",
+        "vflip",
+        "mix_prob",
+        "random_erase",
+        "distill_alpha",
+        "retrieval",
+        "short_groups",
+    ),
     *("mesa_from", "drop_path_rate"),
 )
 NOT_NEGATIVE = (
@@ -72,6 +81,8 @@ class Recipe:
         scale: of pictures with boxes or label maps: smallest and largest size at which they are shown, of the
             size at which they fit the input (boxes), or of their own size (label maps).
         box_crop: which part of a picture with boxes is shown, see `AugmentBoxes`.
+        crop_size: of pictures with label maps: (height, width) of the parts trained on; empty: the input's.
+        hflip, vflip: share of pictures whose left and right, top and bottom, are exchanged.
         repeats: copies of a picture in a step, each augmented in another way; an epoch then has accordingly
             fewer pictures (repeated augmentation, arXiv 1902.05509).
         mixup, cutmix: strength (alpha) of each; 0 is off. `mix_prob` is the share of mixed batches.
@@ -142,8 +153,10 @@ class Recipe:
     crop_scale: tuple[float, float] = (0.35, 1.0)
     scale: tuple[float, float] = (0.5, 2.0)
     box_crop: Literal["jitter", "overlap", "none"] = "jitter"
+    crop_size: tuple[int, ...] = ()
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     hflip: float = 0.5
+    vflip: float = 0.0
     random_erase: float = 0.0
     repeats: int = 1
     mixup: float = 0.0
@@ -181,6 +194,8 @@ class Recipe:
         expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
         low, high = self.scale
         expect(0 < low <= high, "scale", "0 < low <= high", self.scale)
+        part = self.crop_size
+        expect(not part or (len(part) == 2 and min(part) >= 1), "crop_size", "height and width", part)
         height = self.image_height
         expect(height is None or height >= 1, "image_height", "at least 1", height)
         skip = self.drop_path_skip

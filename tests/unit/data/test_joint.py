@@ -279,6 +279,25 @@ def test_labels_stay_on_their_pixels(
         assert (nearest == map_HW[seen]).float().mean() > 0.6
 
 
+def test_turning_upside_down_is_turning_upside_down() -> None:
+    pixels_HWC, boxes = painted((40, 60), 1, masks=True)
+    plain, turned = (
+        AugmentBoxes((40, 60), crop="none", hflip=0.0, vflip=vflip)(encoded(pixels_HWC), boxes)
+        for vflip in (0.0, 1.0)
+    )
+    assert torch.equal(plain[0], turned[0].flip(1))
+    assert plain[1].masks_NHW is not None
+    assert turned[1].masks_NHW is not None
+    assert torch.equal(plain[1].masks_NHW, turned[1].masks_NHW.flip(1))
+    assert torch.equal(plain[1].boxes_N4[:, 1], 40 - turned[1].boxes_N4[:, 3])
+    labels_HW = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    pixels_HWC = np.repeat(labels_HW[:, :, None], 3, axis=2)
+    augment = AugmentMaps((3, 4), scale=(1, 1), hflip=1.0, vflip=1.0)
+    x_CHW, map_HW = augment(encoded(pixels_HWC), labels_HW)
+    np.testing.assert_array_equal(map_HW, labels_HW[::-1, ::-1])
+    np.testing.assert_array_equal(x_CHW[0], map_HW)
+
+
 def test_a_map_at_its_own_size_is_itself() -> None:
     labels_HW = np.arange(12, dtype=np.uint8).reshape(3, 4)
     pixels_HWC = np.random.default_rng(0).integers(0, 255, (3, 4, 3)).astype(np.uint8)

@@ -214,6 +214,8 @@ def test_mirroring_happens_as_often_as_asked(photo: Callable[..., Image.Image]) 
     plain = Augment((16, 16), crop_scale=(1.0, 1.0), hflip=0.0)(image)
     mirrored = Augment((16, 16), crop_scale=(1.0, 1.0), hflip=1.0)(image)
     assert torch.equal(plain, mirrored.flip(2))
+    turned = Augment((16, 16), crop_scale=(1.0, 1.0), hflip=0.0, vflip=1.0)(image)
+    assert torch.equal(plain, turned.flip(1))
 
 
 def test_a_policy_that_timm_does_not_read_is_refused() -> None:

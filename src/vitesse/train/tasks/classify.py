@@ -60,6 +60,7 @@ class Classify:
             (side, side),
             crop_scale=recipe.crop_scale,
             hflip=recipe.hflip,
+            vflip=recipe.vflip,
             color_jitter=recipe.color_jitter,
             rand_augment=recipe.rand_augment,
             interpolation=recipe.interpolation,

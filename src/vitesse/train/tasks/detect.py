@@ -62,6 +62,7 @@ class Detect:
             crop=recipe.box_crop,
             scale=recipe.scale,
             hflip=recipe.hflip,
+            vflip=recipe.vflip,
             color_jitter=recipe.color_jitter,
         )
 

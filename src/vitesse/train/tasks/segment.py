@@ -66,9 +66,10 @@ class Segment:
 
     def augmentation(self, recipe: Recipe) -> AugmentMaps:
         return AugmentMaps(
-            recipe.input_size,
+            _trained_size(recipe),
             scale=recipe.scale,
             hflip=recipe.hflip,
+            vflip=recipe.vflip,
             color_jitter=recipe.color_jitter,
         )
 
@@ -114,9 +115,14 @@ class PixelLoss:
         return total / (labels_BHW != IGNORE).sum().clamp(min=1)
 
     def blank(self, count: int) -> Batch:
-        size = self.recipe.input_size
+        size = _trained_size(self.recipe)
         return Batch(
             torch.zeros(count, 3, *size, dtype=torch.uint8),
             torch.zeros(count, dtype=torch.int64),
             annotations=torch.full((count, *size), IGNORE, dtype=torch.uint8),
         )
+
+
+def _trained_size(recipe: Recipe) -> tuple[int, int]:
+    height, width = recipe.crop_size or recipe.input_size
+    return height, width
