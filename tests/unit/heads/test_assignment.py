@@ -155,7 +155,8 @@ def test_one_to_one_is_the_greedy_matching(seed: int, count: int) -> None:
         "labels": torch.randint(3, (count,), generator=generator),
     }
     scores = torch.rand(64, 3, generator=generator)
-    boxes = boxes_around(GRID, torch.rand(64, 4, generator=generator) * 12)
+    sides = 4.1 + torch.rand(64, 4, generator=generator) * 12  # so that each reaches an object around it
+    boxes = boxes_around(GRID, sides)
     found = assign(scores, boxes, GRID, torch.full((64,), 8.0), target, unique=True)
     assert found.owner_P.tolist() == greedy(scores, boxes, GRID, target, 8.0)
     assert (found.share_P[found.owner_P >= 0] == 1).all()
