@@ -22,7 +22,15 @@ SAME_CODE = ["concatplexer_small_*", "concatplexer_base_*", "imagemux_small_*", 
 SAME_CODE += ["vit_small_patch16_*", "vit_base_patch16_*", "vit_tiny_patch4_d9", "imagemux_tiny_n4"]
 SAME_CODE += ["imagemux_tiny_patch4_n2", "concatplexer_tiny_n?_*", "concatplexer_tiny_patch4_n4*"]
 SAME_CODE += ["imagemux_tiny_n?_orthogonal", "imagemux_tiny_patch4_n4_orthogonal"]
-"""Other widths and numbers of images of the same ViTs, which `test_catalogue` builds and counts."""
+SAME_CODE += [
+    "vit_small_patch16",
+    "vit_base_patch16",
+    "efficientvit_l2",
+    "efficientvit_l3",
+    "efficientvit_b3",
+]
+"""Other widths, depths and numbers of images of the same code, which `test_catalogue` builds and counts, and
+`test_timm_parity` compares."""
 MODELS = [name for name in registered_models() if not any(fnmatchcase(name, same) for same in SAME_CODE)]
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 WITH_MAPS = pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("_tome")])

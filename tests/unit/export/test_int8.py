@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import vitesse.export.artefact as exporting
 import vitesse.export.int8 as int8
 from vitesse.data.sources import open_source
 from vitesse.errors import ConfigError, DataError, ExportError
 from vitesse.evaluate import evaluate
 from vitesse.export import export
+from vitesse.export.onnx import to_onnx
 from vitesse.models import build
 from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.imaging import load_tensor
@@ -38,7 +42,7 @@ def checkpoint(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     labels_N = torch.from_numpy(source.labels)
     torch.manual_seed(0)
-    model = build(ModelSpec(name="efficientvit_m0", image_size=(SIDE, SIDE), num_classes=3))
+    model = build(ModelSpec(name="efficientvit_b0", image_size=(SIDE, SIDE), num_classes=3))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(15):
         chosen = torch.randperm(len(source))[:24]
@@ -56,6 +60,20 @@ def checkpoint(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = {"class_names": list(source.class_names), "preprocess": to_mapping(preprocess)}
     save_weights(path, model, metadata)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """All exports are of one checkpoint, and tracing it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        graphs: list[Any] = []
+
+        def traced(*arguments: Any, **options: Any) -> Any:
+            graphs[:] = graphs or [to_onnx(*arguments, **options)]
+            return copy.deepcopy(graphs[0])
+
+        patch.setattr(exporting, "to_onnx", traced)
+        yield
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from vitesse.spec import Manifest, PreprocessSpec
 from vitesse.weights import save_weights
 
 SIZE = (16, 16)
-KINDS = ("concatplexer_tiny_patch4_n2", "concatplexer_tiny_patch4_n4", "concatplexer_tiny_patch4_n2_pool")
-KINDS += ("concatplexer_tiny_patch4_n2_block", "concatplexer_tiny_patch4_n4_dim0")
-KINDS += ("imagemux_tiny_patch4_n2", "imagemux_tiny_patch4_n4_orthogonal", "vit_tiny_patch4_tome")
+KINDS = ("concatplexer_tiny_patch4_n2", "concatplexer_tiny_patch4_n2_block", "vit_tiny_patch4_tome")
+KINDS += ("concatplexer_tiny_patch4_n2_pool", "concatplexer_tiny_patch4_n4_dim0")
+KINDS += ("imagemux_tiny_patch4_n4_orthogonal",)
 
 
 def pictures(count: int) -> np.ndarray:
