@@ -403,17 +403,17 @@ def bookkeeping(args: argparse.Namespace) -> dict[str, Any]:
         trainer, batches = side.trainer, side.batches()
         steps(side, batches, 1)
         tensors = gather_training(trainer.model, trainer.optimizer.optimizer)
-        last = trainer.checkpoints.folder / "last"
+        checkpoints = trainer.folder.checkpoints
         parts = {
             "step": lambda: side.step(batches),
             "keep_buffers": trainer.step.buffers.keep,
             "gather": lambda: gather_training(trainer.model, trainer.optimizer.optimizer),
             "digest": lambda: digest(tensors),
-            "state": lambda: trainer.checkpoints.save(trainer.progress, {}, lambda: None),
+            "state": lambda: checkpoints.save(trainer.progress, {}, lambda: None),
             "state_and_model": trainer._save,
         }
         seconds = {name: [timed(run) for _ in range(5)] for name, run in parts.items()}
-        files = {path.name: path.stat().st_size for path in last.iterdir()}
+        files = {path.name: path.stat().st_size for path in (checkpoints.folder / "last").iterdir()}
         parameters = sum(parameter.numel() for parameter in trainer.plain.parameters())
     medians = {name: summary(taken)["median"] for name, taken in seconds.items()}
     epoch = medians["step"] * 1_281_167 / args.batch
@@ -511,7 +511,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.part in ("memory", "rank"):
-        print(json.dumps((watch_memory if args.part == "memory" else run_rank)(args)))
+        found = (watch_memory if args.part == "memory" else run_rank)(args)
+        if os.environ.get("RANK", "0") == "0":  # lines of two processes may run into each other
+            print(json.dumps(found))
         return
     run = {"loader": time_loader, "scaling": time_scaling, "step": lambda args: {"models": time_steps(args)}}
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "contender")}
