@@ -11,7 +11,14 @@ import numpy as np
 
 from vitesse.errors import VitesseError
 from vitesse.provenance import cpu_flags, cpu_model, versions
-from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, read_artefact
+from vitesse.runtime.artefact import (
+    DEFAULT_MODEL,
+    Artefact,
+    bundled_artefact,
+    bundled_names,
+    cache_dir,
+    read_artefact,
+)
 from vitesse.runtime.engines import ENGINES, available_engines, create_engine, usable_cpus
 
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
@@ -22,12 +29,12 @@ _INNER = re.compile(r"^vitesse\[([\w,-]+)\]")
 def diagnose() -> dict[str, Any]:
     """Plain JSON values.
 
-    `versions` by package; `cpu` with `model`, `flags`, `threads`; `cache`, a folder; `bundled`, what the
-    artefact says of itself or its `error`; `engines` by name with `installed`, `ok`, and `ms` for one picture
-    or the `error`; `extras` by name with `installed`, the packages `missing`, and the command to `install`
-    them; `ok`, whether inference works.
+    `versions` by package; `cpu` with `model`, `flags`, `threads`; `cache`, a folder; `bundled`, what each
+    artefact of the package says of itself or its `error`; `engines` by name with `installed`, `ok`, and `ms`
+    for one picture or the `error`; `extras` by name with `installed`, the packages `missing`, and the command
+    to `install` them; `ok`, whether inference works.
     """
-    bundled, artefact = _bundled()
+    artefact = _bundled(DEFAULT_MODEL)[1]
     engines = {name: _try_engine(name, artefact) for name in ENGINES}
     working = [engine["ok"] for engine in engines.values() if engine["installed"]]
     return {
@@ -35,15 +42,15 @@ def diagnose() -> dict[str, Any]:
         "versions": versions(),
         "cpu": {"model": cpu_model(), "flags": list(cpu_flags()), "threads": usable_cpus()},
         "cache": str(cache_dir()),
-        "bundled": bundled,
+        "bundled": bundled_cards(),
         "engines": engines,
         "extras": extras(),
     }
 
 
-def bundled_card() -> dict[str, Any]:
-    """What the bundled artefact says of itself, or its `error`."""
-    return _bundled()[0]
+def bundled_cards() -> list[dict[str, Any]]:
+    """What each artefact of the package says of itself, or its `error`; the default one first."""
+    return [_bundled(name)[0] for name in bundled_names() or (DEFAULT_MODEL,)]
 
 
 def extras() -> dict[str, dict[str, Any]]:
@@ -79,13 +86,14 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _bundled() -> tuple[dict[str, Any], Artefact | None]:
+def _bundled(name: str) -> tuple[dict[str, Any], Artefact | None]:
     try:
-        artefact = read_artefact(bundled_artefact())
+        artefact = read_artefact(bundled_artefact(name))
     except VitesseError as error:
         return {"error": str(error)}, None
     manifest = artefact.manifest
     card = {
+        "name": name,
         "file": artefact.path.name,
         "sha256": artefact.sha256,
         "model": manifest.model.name,

@@ -14,7 +14,14 @@ from vitesse.errors import ConfigError, UnknownModelError, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.results import Record
-from vitesse.runtime.artefact import Artefact, bundled_artefact, cache_dir, kept_artefact, read_artefact
+from vitesse.runtime.artefact import (
+    Artefact,
+    bundled_artefact,
+    bundled_names,
+    cache_dir,
+    kept_artefact,
+    read_artefact,
+)
 from vitesse.runtime.predictor import Predictor, Source
 from vitesse.runtime.promptable import MaskPredictor
 from vitesse.spec import as_size
@@ -36,7 +43,7 @@ def load(
 
     Args:
         model: an `.onnx` artefact; a `.safetensors` checkpoint, run by torch; a model's name, whose published
-            weights are fetched and exported once; `hf:OWNER/REPO`; or None for the bundled artefact.
+            weights are fetched and exported once; `hf:OWNER/REPO`; `bccd` or None for bundled ones.
         engine: `auto`, `onnxruntime`, `openvino`, or `torch`, which runs checkpoints and names.
         arch: the architecture of a checkpoint whose header does not name it.
         threads: of the engine; for torch of the whole process. Default all usable CPUs.
@@ -90,9 +97,9 @@ def predict(
 
 
 def find_artefact(model: str | Path | None) -> Artefact:
-    """The artefact of a path, of `hf:OWNER/REPO`, of a model's published weights, or the bundled one.
+    """The artefact of a path, of `hf:OWNER/REPO`, of a model's published weights, or one in the package.
 
-    The bundled one has its file's name without suffix, or none.
+    Those in the package have the names of `bundled_names`; None is the first of them.
 
     Raises:
         UnknownModelError: neither a path nor a model's name.
@@ -114,9 +121,9 @@ def find_artefact(model: str | Path | None) -> Artefact:
     try:
         return _published_artefact(name)
     except UnknownModelError:
-        if name != bundled_artefact().stem:
+        if name not in bundled_names():
             raise
-        return read_artefact(bundled_artefact())
+        return read_artefact(bundled_artefact(name))
 
 
 def _published_artefact(name: str) -> Artefact:
@@ -140,7 +147,7 @@ def _wants_torch(model: str | Path | None, engine: str, arch: str | None) -> boo
         )
     if arch is not None and not checkpoint:
         raise ConfigError(f"arch: expected a checkpoint ({CHECKPOINT_SUFFIX}), got model {model}")
-    if engine == "torch" and (model in (None, bundled_artefact().stem) or _names_artefact(str(model))):
+    if engine == "torch" and (model in (None, *bundled_names()) or _names_artefact(str(model))):
         raise ConfigError(
             "engine torch: expected a checkpoint (.safetensors) or a model name, got an artefact"
         )

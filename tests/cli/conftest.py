@@ -61,7 +61,7 @@ def predict(vitesse: Callable[..., Done], tiny_artefact: Artefact) -> Callable[.
 def bundled(tiny_artefact: Artefact, monkeypatch: pytest.MonkeyPatch) -> Artefact:
     """Puts the tiny artefact where the bundled one is."""
     for module in ("predictors", "doctor"):
-        monkeypatch.setattr(f"vitesse.{module}.bundled_artefact", lambda: tiny_artefact.path)
+        monkeypatch.setattr(f"vitesse.{module}.bundled_artefact", lambda *_: tiny_artefact.path)
     return tiny_artefact
 
 

@@ -152,7 +152,7 @@ def test_doctor_names_an_engine_whose_installation_is_broken(vitesse, bundled, m
 def test_doctor_without_an_artefact_fails_and_says_so(vitesse, monkeypatch):
     from vitesse.errors import ArtefactError
 
-    def none():
+    def none(name):
         raise ArtefactError("found 0; reinstall vitesse")
 
     monkeypatch.setattr(doctor, "bundled_artefact", none)

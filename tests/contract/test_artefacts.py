@@ -196,17 +196,17 @@ def test_the_manifest_is_the_one_that_onnx_reads(make_artefact):
     assert read_artefact(path).manifest.to_dict() == json.loads(entry.value)
 
 
-def test_the_bundled_one_is_the_only_onnx_in_assets(monkeypatch, tmp_path):
+def test_bundled_ones_lie_in_assets_and_go_by_their_names(monkeypatch, tmp_path):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "assets").mkdir()
     monkeypatch.setattr(module, "__file__", str(tmp_path / "runtime" / "artefact.py"))
-    with pytest.raises(ArtefactError, match="expected one bundled artefact, found 0"):
+    with pytest.raises(ArtefactError, match="expected a bundled artefact, it is not there; reinstall"):
         bundled_artefact()
-    (tmp_path / "assets" / "any.onnx").touch()
-    assert bundled_artefact() == tmp_path / "assets" / "any.onnx"
-    (tmp_path / "assets" / "more.onnx").touch()
-    with pytest.raises(ArtefactError, match="found 2"):
-        bundled_artefact()
+    for name in ("any", module.DEFAULT_MODEL, "more"):
+        (tmp_path / "assets" / f"{name}.onnx").touch()
+    assert bundled_artefact() == tmp_path / "assets" / f"{module.DEFAULT_MODEL}.onnx"
+    assert bundled_artefact("more") == tmp_path / "assets" / "more.onnx"
+    assert module.bundled_names() == (module.DEFAULT_MODEL, "any", "more")
 
 
 def test_a_kept_artefact_that_is_damaged_is_told_of_and_made_again(make_artefact, capsys):

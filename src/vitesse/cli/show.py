@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,9 +206,7 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     if equal_boxes is not None:
         print(f"  torch's surest boxes found: {equal_boxes:.1%}")
     if accuracy:
-        names = {"top1": "top-1", "top5": "top-5", "ap": "AP", "ap50": "AP50", "miou": "mean IoU"}
-        figures = [f"{name} {accuracy[key]:.2%}" for key, name in names.items() if key in accuracy]
-        print(f"  {', '.join(figures)} on {accuracy['images']} pictures")
+        print(f"  {_figures(accuracy)} on {accuracy['images']} pictures")
     for target in targets:
         print(f"{target['out']}: {_proof(target)}")
     return DONE
@@ -255,12 +253,13 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print_json(report)
         return DONE if report["ok"] else FAILED
-    cpu, bundled = report["cpu"], report["bundled"]
+    cpu = report["cpu"]
     print("versions   " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     flags = " ".join(cpu["flags"]) or "no vector instructions seen"
     print(f"processor  {cpu['model']}, {cpu['threads']} threads, {flags}")
     print(f"cache      {report['cache']}")
-    print(f"bundled    {bundled.get('error') or card_line(bundled)}")
+    for card in report["bundled"]:
+        print(f"bundled    {card.get('error') or card_line(card)}")
     for name, engine in report["engines"].items():
         print(f"engine     {name}: {_engine_line(engine)}")
     for name, extra in report["extras"].items():
@@ -270,12 +269,18 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
     return DONE if report["ok"] else FAILED
 
 
+def _figures(accuracy: Mapping[str, Any]) -> str:
+    """The figures of a manifest."""
+    names = {"top1": "top-1", "top5": "top-5", "ap": "AP", "ap50": "AP50", "miou": "mean IoU"}
+    return ", ".join(f"{name} {accuracy[key]:.2%}" for key, name in names.items() if key in accuracy)
+
+
 def card_line(card: dict[str, Any]) -> str:
     accuracy = card["accuracy"]
-    scored = f", top-1 {accuracy['top1']:.1%} on {accuracy['images']} pictures" if accuracy else ""
+    scored = f", {_figures(accuracy)} on {accuracy['images']} pictures" if accuracy else ""
     size = "x".join(map(str, card["image_size"]))
     data = f"{card['classes']} classes of {card['trained_on'] or 'unnamed data'}"
-    return f"{card['file']}: {card['model']} at {size}, {card['precision']}, {data}{scored}"
+    return f"{card['name']}: {card['model']} at {size}, {card['precision']}, {data}{scored}"
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vitesse.catalogue import ModelFacts, WeightFacts
 from vitesse.cli.show import DONE, FAILED, card_line, print_json
-from vitesse.doctor import bundled_card
+from vitesse.doctor import bundled_cards
 from vitesse.progress import say
 from vitesse.spec import Task, to_mapping
 
@@ -26,11 +26,11 @@ def show_models(found: Sequence[ModelFacts], *, weights: bool, as_json: bool) ->
     if not found:
         say("no model meets all of these conditions; leave one out, or run `vitesse models` for all")
         return FAILED
-    bundled = bundled_card()
+    bundled = bundled_cards()
     if as_json:
         for facts in found:
-            mine = bundled if bundled.get("model") == facts.name else None
-            print_json({**to_mapping(facts), "bundled": mine})
+            mine = [card for card in bundled if card.get("model") == facts.name]
+            print_json({**to_mapping(facts), "bundled": mine[0] if mine else None})
         return DONE
     if weights:
         sets = [(facts, entry) for facts in found for entry in facts.weights]
@@ -43,8 +43,9 @@ def show_models(found: Sequence[ModelFacts], *, weights: bool, as_json: bool) ->
         if number:
             print()
         _print_architectures(task, [facts for facts in found if facts.task == task])
-    if "error" not in bundled:
-        print(f"bundled: {card_line(bundled)}")
+    for card in bundled:
+        if "error" not in card:
+            print(f"bundled: {card_line(card)}")
     return DONE
 
 

@@ -17,6 +17,8 @@ from vitesse.progress import say
 from vitesse.runtime.protobuf import MalformedError, OnnxFacts, read_onnx
 from vitesse.spec import MANIFEST_SCHEMA, Manifest
 
+DEFAULT_MODEL = "efficientvit_m1_cifar100"
+"""The bundled artefact that is used where no model is named."""
 METADATA_KEY = "vitesse"
 MIN_OPSET = 17
 MAX_BYTES = 2**31 - 1
@@ -106,19 +108,26 @@ def decoder_path(encoder: Path) -> Path:
     return encoder.with_name(f"{encoder.stem}.decoder{encoder.suffix}")
 
 
-def bundled_artefact() -> Path:
-    """Path of the artefact that ships in the package.
+def bundled_names() -> tuple[str, ...]:
+    """Of the artefacts in the package, their files' names without suffix; `DEFAULT_MODEL` first."""
+    names = (path.stem for path in _assets().glob("*.onnx"))
+    return tuple(sorted(names, key=lambda name: (name != DEFAULT_MODEL, name)))
+
+
+def bundled_artefact(name: str = DEFAULT_MODEL) -> Path:
+    """Path of an artefact that ships in the package.
 
     Raises:
-        ArtefactError: this installation has none, or more than one.
+        ArtefactError: this installation has none of this name.
     """
-    folder = Path(__file__).parents[1] / "assets"
-    found = sorted(folder.glob("*.onnx"))
-    if len(found) != 1:
-        raise ArtefactError(
-            f"{folder}: expected one bundled artefact, found {len(found)}; reinstall vitesse or name a model"
-        )
-    return found[0]
+    path = _assets() / f"{name}.onnx"
+    if not path.is_file():
+        raise ArtefactError(f"{path}: expected a bundled artefact, it is not there; reinstall vitesse")
+    return path
+
+
+def _assets() -> Path:
+    return Path(__file__).parents[1] / "assets"
 
 
 def cache_dir() -> Path:
