@@ -18,7 +18,7 @@ from vitesse.runtime.artefact import read_artefact
 from vitesse.runtime.engines import create_engine
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
 
-NAMES = ("efficientvit_m0", "shvit_s1", "efficientvit_b0", "efficientvit_l0", "vit_tiny_patch16")
+NAMES = ("efficientvit_m0", "shvit_s1", "efficientvit_b0", "vit_tiny_patch16")
 SIDE = 64
 
 

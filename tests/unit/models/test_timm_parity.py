@@ -22,8 +22,9 @@ def difference(first, second, image_size):
 
 
 DEIT = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
-HEAVY = ("efficientvit_l2", "efficientvit_l3", "vit_base_patch16")
-IN_TIMM = [name for name in registered_models() if facts(name).weights]
+HEAVY = ("efficientvit_l2", "vit_base_patch16")
+IN_TIMM = [name for name in registered_models() if facts(name).weights and name != "efficientvit_l3"]
+"""`benchmarks/parity.py` compares all of them; the largest differs from the one before in numbers alone."""
 
 
 @pytest.mark.parametrize(
