@@ -14,6 +14,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.sources import take, unseen
 from vitesse.errors import ConfigError
 from vitesse.metrics import (
+    DENSE_BATCH,
     EXAMINATIONS,
     Figures,
     Showing,
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
     from vitesse.runtime.engines import Engine
     from vitesse.runtime.predictor import Predictor
-
-DENSE_BATCH = 8
-"""Pictures a run of what looks at large ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ from vitesse.metrics.label_sets import read_label_sets, score_label_sets
 from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups, score
 from vitesse.metrics.scores import Outcomes, Scores, calibration_error, label_ranks
 from vitesse.metrics.segmentation import MapScorer, MapScores
-from vitesse.metrics.tasks import EXAMINATIONS, Examination, Figures, Found, examine, open_for
+from vitesse.metrics.tasks import DENSE_BATCH, EXAMINATIONS, Examination, Figures, Found, examine, open_for
 
 __all__ = [
+    "DENSE_BATCH",
     "EXAMINATIONS",
     "BoxScorer",
     "BoxScores",

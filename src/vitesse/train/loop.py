@@ -39,7 +39,6 @@ from vitesse.train.tasks import check_kind, task_of
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50
-TOLD_OF_PROGRESS = ("step", "epochs", "best_score", "seconds", "bad_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -190,14 +191,18 @@ class Recipe:
         for name in NOT_NEGATIVE:
             expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         expect(0 <= self.ema < 1, "ema", "a decay below 1", self.ema)
+        expect(math.isfinite(self.lr), "lr", "a finite number", self.lr)
+        expect(self.drop_path_rate < 1, "drop_path_rate", "a share below 1", self.drop_path_rate)
+        expect(self.seed >= 0, "seed", "0 or more", self.seed)
+        for name in ("limit_train", "limit_val", "augment_size", "image_height"):
+            value = getattr(self, name)
+            expect(value is None or value >= 1, name, "at least 1", value)
         low, high = self.crop_scale
         expect(0 < low <= high <= 1, "crop_scale", "0 < low <= high <= 1", self.crop_scale)
         low, high = self.scale
         expect(0 < low <= high, "scale", "0 < low <= high", self.scale)
         part = self.crop_size
         expect(not part or (len(part) == 2 and min(part) >= 1), "crop_size", "height and width", part)
-        height = self.image_height
-        expect(height is None or height >= 1, "image_height", "at least 1", height)
         skip = self.drop_path_skip
         expect(skip is None or skip >= 0, "drop_path_skip", "0 or more", skip)
         pictures = self.bn_images

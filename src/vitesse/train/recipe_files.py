@@ -74,6 +74,10 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"recipe {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"recipe {path}: expected a text of keys and values, got other bytes"
+            ) from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

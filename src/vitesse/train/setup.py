@@ -38,7 +38,7 @@ from vitesse.weights.hub import fetch, fetch_pretrained
 from vitesse.weights.load import start_from
 
 FEWEST_STEPS = 4
-"""Of an epoch, where the pictures are fewer than a step should take."""
+"""Of an epoch; where the pictures are too few for that, steps take fewer of them."""
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """Ways of accelerate to spread one model over processes, instead of which there is the recipe's `shard`."""
 
@@ -59,7 +59,7 @@ def splits(task: Task, data: str | Path, recipe: Recipe) -> tuple[Pictures, Pict
         except DataError:
             raise error from None  # there are splits, and one of them cannot be read
         train_source, val_source = hold_out(whole, HELD_OUT_SHARE, recipe.seed)
-    if train_source.fingerprint == val_source.fingerprint:
+    if _same_pictures(train_source, val_source):
         train_source, val_source = hold_out(train_source, HELD_OUT_SHARE, recipe.seed)
     if train_source.class_names != val_source.class_names:
         differ = sorted(set(train_source.class_names) ^ set(val_source.class_names))
@@ -74,6 +74,13 @@ def splits(task: Task, data: str | Path, recipe: Recipe) -> tuple[Pictures, Pict
             f"{round(0.5 / HELD_OUT_SHARE) + 1} pictures of a class"
         )
     return train_source, val_source
+
+
+def _same_pictures(one: Pictures, other: Pictures) -> bool:
+    """Whether two splits are all of the same data, which has none. Fingerprints know no folders, names do."""
+    if one.fingerprint != other.fingerprint:
+        return False
+    return not len(one) or one.name(0) == other.name(0)
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
@@ -145,10 +152,10 @@ def fitted(recipe: Recipe, num_images: int, share: Share) -> Recipe:
             f"recipe batch_size: expected a multiple of {share.world} processes times accumulate="
             f"{share.accumulate}, got {recipe.batch_size}"
         )
-    if num_images >= recipe.batch_size:
+    if num_images >= FEWEST_STEPS * recipe.batch_size:
         return recipe
     fitting = 2 ** int(math.log2(max(num_images / FEWEST_STEPS, 1)))  # many numbers of processes divide it
-    fitting = -(-fitting // share.parts) * share.parts
+    fitting = min(-(-fitting // share.parts) * share.parts, recipe.batch_size)
     if num_images < fitting:
         raise DataError(f"expected at least {fitting} training pictures, got {num_images}")
     say(f"{num_images} training pictures: batch_size is lowered from {recipe.batch_size} to {fitting}")

@@ -129,7 +129,7 @@ class TrainingStep:
         try:
             return next(batches)
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             self.buffers.restore()
             raise LostWorkerError(str(error)) from error

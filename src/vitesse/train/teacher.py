@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from vitesse.catalogue import CHECKPOINT_SUFFIX
 from vitesse.data.sources import Source, Subset
-from vitesse.errors import ConfigError, ImageError
+from vitesse.errors import ConfigError, DataError, ImageError
+from vitesse.metrics import with_classes
 from vitesse.models import build
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.foreign import is_timm, timm_preprocess, timm_weights
@@ -45,13 +46,17 @@ class Teacher(nn.Module):
 
     Args:
         preprocess: the size and the normalisation that the model expects.
+        class_names: in the order of its logits; empty where they are not known.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, preprocess: PreprocessSpec) -> None:
+    def __init__(
+        self, model: nn.Module, preprocess: PreprocessSpec, class_names: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
+        self.class_names = class_names
         self.model = model.eval().requires_grad_(False)
         self.image_size = preprocess.image_size
         mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
@@ -82,9 +87,11 @@ def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
         model, metadata = load_checkpoint(Path(name))
         _check_teacher(name, model.spec.num_classes, num_classes, model.spec.in_chans)
         written = metadata.get("preprocess")
-        size = model.spec.image_size
+        known = from_mapping(PreprocessSpec, written) if written else None
         return Teacher(
-            model, from_mapping(PreprocessSpec, written) if written else PreprocessSpec(image_size=size)
+            model,
+            known or PreprocessSpec(image_size=model.spec.image_size),
+            tuple(metadata.get("class_names") or ()),
         )
     if not is_timm(name):
         raise ConfigError(f"recipe teacher: expected timm:NAME or a .safetensors checkpoint, got {name!r}")
@@ -98,6 +105,25 @@ def load_teacher(recipe: Recipe, num_classes: int) -> Teacher | None:
         say(f"teacher {name}: fetching {hub_id}")
         load_weights(model, fetch(hub_id))
     return Teacher(model, preprocess)
+
+
+def check_classes(teacher: Teacher, source: Source, name: str) -> None:
+    """Refuse a teacher whose logits would be taken for other classes.
+
+    Raises:
+        ConfigError: its classes are others than the data's, or stand in another order.
+    """
+    if not teacher.class_names:
+        return
+    try:
+        alike = np.array_equal(with_classes(source, teacher.class_names).labels, source.labels)
+    except DataError as error:
+        raise ConfigError(f"teacher {name}: {error}") from error
+    if not alike:
+        raise ConfigError(
+            f"teacher {name}: its classes stand in another order than the data's; take one trained on data "
+            "with the same class names"
+        )
 
 
 def _check_teacher(name: str, classes: int, expected: int, in_chans: int = 3) -> None:

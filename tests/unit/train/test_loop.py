@@ -17,12 +17,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from vitesse.data.sampler import Share
 from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError, WeightsError
 from vitesse.models import create_model, load_checkpoint
 from vitesse.models.multiplex import Multiplexer
-from vitesse.train import TrainResult, train
+from vitesse.train import TrainResult, loop, train
 from vitesse.train.loop import Trainer
+from vitesse.train.recipe import Recipe
+from vitesse.train.recipe_files import load_recipe
+from vitesse.train.setup import fitted
 from vitesse.train.step import StepResult
+from vitesse.train.tasks import TASKS
 from vitesse.weights import save_weights
 
 Run = Callable[..., TrainResult]
@@ -103,6 +108,23 @@ def test_unreadable_pictures_are_counted_and_the_run_finishes(
     result = run(colours, tmp_path / "run", epochs=2)
     assert {Path(name).name for name in result.refused} | {"003.png", "010.png"} == {"003.png", "010.png"}
     assert len(result.refused) + result.scores.refused == 2
+
+
+def test_splits_of_equal_file_names_are_two_splits(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
+    for split, size in (("train", 16), ("val", 24)):
+        paint_classes(tmp_path / split, per_class=8, size=size)
+    train_source, val_source = loop.splits(TASKS["classify"], tmp_path, load_recipe("finetune"))
+    assert (len(train_source), len(val_source)) == (24, 24)
+    assert {Path(source.name(0)).parts[-3] for source in (train_source, val_source)} == {"train", "val"}
+
+
+def test_few_pictures_make_smaller_batches_than_asked_for() -> None:
+    sizes = [
+        fitted(Recipe(batch_size=64), count, Share()).batch_size for count in (10, 63, 64, 127, 255, 256)
+    ]
+    assert sizes == [2, 8, 16, 16, 32, 64]
 
 
 def test_fewer_pictures_than_a_batch_make_smaller_batches(

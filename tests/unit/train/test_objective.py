@@ -154,14 +154,14 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole(
 
     monkeypatch.setattr(vitesse.train.step, "clip", keep)
     overrides = {
-        **{"image_size": 16, "batch_size": 16, "epochs": 1, "workers": 0, "init": "", "trackers": []},
+        **{"image_size": 16, "batch_size": 4, "epochs": 1, "workers": 0, "init": "", "trackers": []},
         **{"label_smoothing": 0.1, "mixup": 0.0, "cutmix": 0.0, "ema": 0.0},
         **{"rand_augment": "", "warmup_epochs": 0},
     }
     for parts in (1, 4):
         out = tmp_path / f"run{parts}"
         train(data, model="vit_tiny_patch4_d9", out=out, overrides=overrides | {"accumulate": parts})
-    whole, summed = seen
+    whole, summed = seen[0], seen[len(seen) // 2]  # of the first steps
     assert whole.keys() == summed.keys()
     assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
     for name, gradient in whole.items():

@@ -172,9 +172,9 @@ def test_every_family_trains_at_sizes_other_than_its_own(
     monkeypatch.setattr(DeviceTransform, "forward", seen)
     data = paint_classes(tmp_path / "data", per_class=20)
     changes = {"train_sizes": sizes, "image_size": sizes[0] + 8, "short_groups": 0.0}
-    overrides = TINY | changes | {"size_order": "growing", "epochs": 2, "batch_size": 54}
+    overrides = TINY | changes | {"size_order": "growing", "epochs": 2, "batch_size": 13}
     result = train(data, model=model, out=tmp_path / "run", overrides=overrides)
-    assert sides == [(side, side) for side in sizes]
+    assert sides == [(side, side) for side in sizes for _ in range(4)]
     assert result.scores.images == 6
 
 

@@ -31,7 +31,7 @@ COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 SIDE = 64
 SETTINGS = {
     "image_size": SIDE,
-    "batch_size": 8,
+    "batch_size": 6,
     "workers": 0,
     "init": "",
     "trackers": [],
@@ -200,7 +200,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
 
     def stop_in_the_second_epoch(self: TrainingStep, *args: Any, **wishes: Any) -> Any:
         done.append(1)
-        return step(self, *args, **{**wishes, "stop": len(done) == 4})
+        return step(self, *args, **{**wishes, "stop": len(done) == 6})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", stop_in_the_second_epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +15,14 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from vitesse.data.sources import open_source
 from vitesse.errors import ConfigError, UnknownModelError, WeightsError
 from vitesse.models import create_model
 from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from vitesse.train import train
 from vitesse.train.recipe import Recipe
 from vitesse.train.setup import initial_model
-from vitesse.train.teacher import load_teacher
+from vitesse.train.teacher import check_classes, load_teacher
 from vitesse.weights import load_weights, save_weights
 from vitesse.weights.convert import save_foreign
 
@@ -177,6 +179,21 @@ def test_a_teacher_that_cannot_be_is_refused_in_one_line(
     with pytest.raises(error, match=message) as caught:
         load_teacher(Recipe(teacher=teacher), 3)
     assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+    source, path = open_source(paint_classes(tmp_path / "photos", per_class=2)), tmp_path / "t.safetensors"
+    model = create_model("shvit_s1", num_classes=3, image_size=32)
+    for names, complaint in (
+        (["blue", "green", "red"], ""),
+        (["red", "green", "blue"], "its classes stand in another order than the data's"),
+        (["red", "dog", "cat"], "2 of the data's 3 classes are none of the model's 3, 'blue' for one"),
+    ):
+        save_weights(path, model, {"class_names": names})
+        teacher = load_teacher(Recipe(teacher=str(path)), 3)
+        assert teacher is not None
+        with pytest.raises(ConfigError, match=complaint) if complaint else contextlib.nullcontext():
+            check_classes(teacher, source, "t")
 
 
 def test_offline_a_teacher_says_what_to_fetch(offline: None) -> None:

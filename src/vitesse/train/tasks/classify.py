@@ -26,7 +26,7 @@ from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.objective import Objective
 from vitesse.train.recipe import Recipe, expect
 from vitesse.train.report import TOP1, TOP5, Measure, Predictions
-from vitesse.train.teacher import Teacher, cached_logits, load_teacher
+from vitesse.train.teacher import Teacher, cached_logits, check_classes, load_teacher
 
 if TYPE_CHECKING:
     from vitesse.train.folder import RunFacts
@@ -147,6 +147,7 @@ def _targets_and_teacher(
     targets = Targets(torch.from_numpy(source.labels), len(source.class_names), recipe.label_smoothing)
     teacher = load_teacher(recipe, facts.spec.num_classes)
     if teacher is not None:
+        check_classes(teacher, source, recipe.teacher)
         teacher.to(accelerator.device)
     if teacher is None or not recipe.teacher_cache:
         return targets, teacher

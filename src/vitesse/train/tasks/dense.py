@@ -16,7 +16,7 @@ from vitesse.train.recipe import Recipe, expect
 
 ONLY_TO_CLASSIFY = (
     *("augment_size", "train_sizes", "rand_augment", "random_erase", "mixup", "cutmix", "loss", "distilled"),
-    *("retrieval", "retrieval_epochs", "teacher", "mesa", "sync_bn"),
+    *("retrieval", "retrieval_epochs", "teacher", "mesa", "sync_bn", "compile"),
 )
 """Of a recipe, what pictures with annotations are trained without."""
 
