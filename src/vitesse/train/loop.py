@@ -24,7 +24,7 @@ from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
 from vitesse.metrics import Figures, Found
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
-from vitesse.train.checkpoint import Checkpoints, Progress
+from vitesse.train.checkpoint import Checkpoints, Progress, is_to_go_on
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
 from vitesse.train.recipe_files import load_recipe
@@ -133,6 +133,8 @@ class Trainer:
         )
         self.recipe = recipe = fitted(facts.recipe, len(facts.train_source), share)
         self.facts = facts = replace(facts, recipe=recipe)
+        saved = facts.out / "checkpoints"
+        is_to_go_on(saved, facts.identity())  # or refuse before anything in the folder changes
         self.progress = Progress()
         self.found: Found | None = None
         self.refused: set[int] = set()
@@ -144,7 +146,7 @@ class Trainer:
         self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
         checkpoints = Checkpoints(
-            facts.out / "checkpoints", accelerator, self.model, self.optimizer, self.average, facts.identity()
+            saved, accelerator, self.model, self.optimizer, self.average, facts.identity()
         )
         self.folder = RunFolder(facts, self.log, checkpoints)
         self.drop_path = DropPathSchedule(recipe, self.plain)

@@ -703,6 +703,8 @@ def test_pictures_that_cannot_be_evaluated_lose_no_training(
         ({"lr": 0.1}, r"of another run \(recipe.lr was 0.002, now 0.1\); give another --out"),
         ({"model": "timm:test_vit"}, "model.name was 'timm:test_efficientnet', now 'timm:test_vit'"),
         ({"data": "other"}, "of another run .*data was"),
+        ({"lr": 0.1, "trackers": ["tensorboard"]}, r"recipe.lr was 0.002, now 0.1"),
+        ({"lr": 0.1, "teacher_cache": True}, r"recipe.lr was 0.002, now 0.1"),
         ({"lrr": 0.1}, "did you mean lr"),
     ],
 )
@@ -711,6 +713,8 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(first_epoch, out)
+    if "teacher_cache" in changes:
+        changes = {**changes, "teacher": str(out / "checkpoints" / "last" / "model.safetensors")}
     if "data" in changes:
         shutil.copytree(data, tmp_path / "other")
         (tmp_path / "other" / "red" / "000.png").rename(tmp_path / "other" / "red" / "999.png")
