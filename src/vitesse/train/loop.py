@@ -134,7 +134,7 @@ class Trainer:
         self.recipe = recipe = fitted(facts.recipe, len(facts.train_source), share)
         self.facts = facts = replace(facts, recipe=recipe)
         saved = facts.out / "checkpoints"
-        is_to_go_on(saved, facts.identity())  # or refuse before anything in the folder changes
+        goes_on = is_to_go_on(saved, facts.identity())  # or is refused, before anything in the folder changes
         self.progress = Progress()
         self.found: Found | None = None
         self.refused: set[int] = set()
@@ -142,7 +142,8 @@ class Trainer:
         self.clock = StepClock(accelerator.device)
 
         torch.manual_seed(recipe.seed)
-        model = initial_model(facts.spec, recipe, self.log.note)
+        started = replace(recipe, init="") if goes_on else recipe  # its state holds all weights
+        model = initial_model(facts.spec, started, self.log.note)
         self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
         checkpoints = Checkpoints(

@@ -176,6 +176,19 @@ def assert_as_whole(tmp_path: Path, weights: Weights, same: Same, whole: Path) -
     return compare
 
 
+def test_going_on_needs_no_initial_weights(
+    attempt: Run, tmp_path: Path, first_epoch: Path, around: Callable[..., None]
+) -> None:
+    init = tmp_path / "init.safetensors"
+    shutil.copy(first_epoch / "checkpoints" / "last" / "model.safetensors", init)
+    around(sigterm_at(1))
+    with pytest.raises(StoppedError):
+        attempt(epochs=1, init=str(init))
+    init.unlink()
+    around()
+    attempt(epochs=1, init=str(init))
+
+
 # --- steps that are not finite ---
 
 
