@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def train(
 
 
 class Trainer:
-    """One run: builds everything from the recipe, then `fit`."""
+    """One run: builds everything from the recipe, puts back what was saved, then `fit`."""
 
     def __init__(self, facts: RunFacts, signals: StopSignals) -> None:
         make_folder(facts.out)
@@ -141,20 +142,6 @@ class Trainer:
         self.log = RunLog(accelerator, facts.out, recipe)
         self.clock = StepClock(accelerator.device)
 
-        torch.manual_seed(recipe.seed)
-        started = replace(recipe, init="") if goes_on else recipe  # its state holds all weights
-        model = initial_model(facts.spec, started, self.log.note)
-        self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
-        self.plain: nn.Module = accelerator.unwrap_model(self.model)
-        checkpoints = Checkpoints(
-            saved, accelerator, self.model, self.optimizer, self.average, facts.identity()
-        )
-        self.folder = RunFolder(facts, self.log, checkpoints)
-        self.drop_path = DropPathSchedule(recipe, self.plain)
-        loss = facts.task.loss(facts, accelerator, self.model, self.average, signals.check)
-        self.step = TrainingStep(
-            recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
-        )
         self.keys = ShuffledKeys(
             len(facts.train_source),
             recipe.batch_size,
@@ -162,6 +149,22 @@ class Trainer:
             share,
             recipe.repeats,
             facts.train_source.blocks,
+        )
+
+        torch.manual_seed(recipe.seed)
+        started = replace(recipe, init="") if goes_on else recipe  # its state holds all weights
+        model = initial_model(facts.spec, started, partial(self.log.note, step=0))
+        self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
+        self.plain: nn.Module = accelerator.unwrap_model(self.model)
+        checkpoints = Checkpoints(
+            saved, accelerator, self.model, self.optimizer, self.average, facts.identity()
+        )
+        self.folder = RunFolder(facts, self.log, checkpoints)
+        self._resume()
+        self.drop_path = DropPathSchedule(recipe, self.plain)
+        loss = facts.task.loss(facts, accelerator, self.model, self.average, signals.check)
+        self.step = TrainingStep(
+            recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
         )
         self.batches = training_batches(
             AugmentedPictures(facts.train_source, facts.task.augmentation(recipe), recipe.seed),
@@ -176,7 +179,6 @@ class Trainer:
             StoppedError: a signal came, and the run is saved.
             TrainingError: too many steps in a row were not finite, or another process was lost.
         """
-        self._resume()
         found = None
         try:
             while self.progress.epochs < self.recipe.epochs:
@@ -229,7 +231,7 @@ class Trainer:
         facts = self.facts
         lines, faulty = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
         for line in lines:
-            self.log.note(line)
+            self.log.note(line, 0)
         if strict and faulty:
             raise DataError(f"--strict: {lines[-1]}; mend or remove it")
 
@@ -349,7 +351,7 @@ class Trainer:
     def _resume(self) -> None:
         progress = self.folder.checkpoints.resume()
         self.progress = progress or self.progress
-        self.log.begin(self.progress.step, self.progress.epochs)
+        self.log.begin(progress)
         if progress is not None:
             total = self.recipe.epochs * self.keys.steps_per_epoch
             self.log.note(f"resumed at step {progress.step} of {total}", progress.step)

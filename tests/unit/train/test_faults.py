@@ -674,6 +674,28 @@ def test_data_that_nothing_can_be_learnt_from_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_was_said_before_the_first_step_is_in_the_report_of_a_resumed_run(
+    colours: Path, tmp_path: Path, run: Run, first_epoch: Path, around: Callable[..., None]
+) -> None:
+    init = str(first_epoch / "checkpoints" / "last" / "model.safetensors")
+    go = partial(run, few(colours, {"green": 0}), tmp_path / "run", epochs=1, init=init)
+    told = f"started from {init}", "1 class has no training picture", "resumed at step 2"
+    (tmp_path / "run").mkdir()
+    stale = {"kind": "note", "step": 0, "text": "of a session that saved nothing"}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(stale))
+    around(sigterm_at(1))
+    with pytest.raises(StoppedError):
+        go()
+    around()
+    go()
+    notes = [row["text"] for row in rows(tmp_path / "run", "note")]
+    report = (tmp_path / "run" / "report.html").read_text()
+    for line in told:
+        assert [line in note for note in notes].count(True) == 1
+        assert line in report
+    assert stale["text"] not in notes
+
+
 def test_a_class_without_pictures_is_told_and_trained_around(
     colours: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
