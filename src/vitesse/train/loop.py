@@ -21,7 +21,7 @@ from torch import nn
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
-from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
+from vitesse.errors import DataError, EngineError, StoppedError, TrainingError, VitesseError
 from vitesse.metrics import Figures, Found
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
@@ -33,7 +33,7 @@ from vitesse.train.record import RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import fitted, initial_model, make_accelerator, prepared, splits
 from vitesse.train.sharding import whole
-from vitesse.train.skipped import go_on_or_give_up
+from vitesse.train.skipped import GO_ON_ELSEWHERE, go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.tasks import check_kind, task_of
@@ -177,7 +177,8 @@ class Trainer:
 
         Raises:
             StoppedError: a signal came, and the run is saved.
-            TrainingError: too many steps in a row were not finite, or another process was lost.
+            TrainingError: too many steps in a row, or what the model says of a held-out picture, were not
+                finite; or another process was lost.
         """
         found = None
         try:
@@ -187,7 +188,7 @@ class Trainer:
             if found is None:
                 found = self._validate(self._model_to_keep())
             self._report("finished", found)
-        except TrainingError as error:
+        except VitesseError as error:
             self._report(f"failed: {error}")
             raise
         except StopRequestedError as error:
@@ -202,10 +203,12 @@ class Trainer:
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
-            raise LostProcessError(
+            lost = LostProcessError(
                 f"another process was lost at step {self.progress.step}; run the same command again to go on "
                 "from the last checkpoint"
-            ) from error
+            )
+            self._report(f"failed: {lost}")
+            raise lost from error
         finally:
             self.batches.close()
             self.log.close()
@@ -330,6 +333,10 @@ class Trainer:
                 self.recipe,
                 self.signals,
             )
+        except EngineError as error:  # such weights are not to replace the saved ones
+            raise TrainingError(
+                f"evaluated at step {self.progress.step}: {error}; {GO_ON_ELSEWHERE}"
+            ) from error
         except VitesseError:
             self._save()
             raise

@@ -96,7 +96,7 @@ class RunLog:
     def note(self, text: str, step: int | None = None) -> None:
         """Tell a person now, and again in the report; nothing is told twice.
 
-        What belongs to a step, or to the data and thus to step 0, is still told in the report of a resumed run.
+        What belongs to a step, 0 before the first, is still told in the report of a resumed run.
         """
         if not self.writes or text in self.notes:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import html
 import json
 import math
 import multiprocessing
@@ -727,6 +728,35 @@ def test_pictures_that_cannot_be_evaluated_lose_no_training(
         run(tmp_path / "data", tmp_path / "run", epochs=1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run" / "checkpoints" / "last" / "state.safetensors").exists()
+    assert f"failed: {caught.value}" in html.unescape((tmp_path / "run" / "report.html").read_text())
+
+
+def test_an_average_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    attempt: Run, tmp_path: Path, weights: Weights, around: Callable[..., None]
+) -> None:
+    def spoil(trainer: Trainer, number: int) -> None:
+        if number == 8 and trainer.average is not None:
+            next(trainer.average.parameters()).data.fill_(math.nan)
+
+    around(spoil)
+    with pytest.raises(
+        TrainingError, match=r"evaluated at step 12: .* NaN .*go on from it with init="
+    ) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)
+    assert f"failed: {caught.value}" in html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_lost_process_is_in_the_report(attempt: Run, tmp_path: Path, around: Callable[..., None]) -> None:
+    def lose(_: Trainer, number: int) -> None:
+        if number == 8:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    around(lose)
+    with pytest.raises(TrainingError, match="another process was lost at step 8"):
+        attempt()
+    assert "failed: another process was lost at step 8" in (tmp_path / "run" / "report.html").read_text()
 
 
 # --- folders of other runs, damaged files ---
