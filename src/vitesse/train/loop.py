@@ -37,6 +37,7 @@ from vitesse.train.skipped import GO_ON_ELSEWHERE, go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.tasks import check_kind, task_of
+from vitesse.train.together import from_all
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50
@@ -350,9 +351,13 @@ class Trainer:
         facts, weights = self.facts, self._weights()
         if not self.recipe.bn_images:
             return weights
-        device, check = self.accelerator.device, self.signals.check
         return with_fresh_statistics(
-            weights, facts.train_source, facts.preprocess, self.recipe, device, check
+            weights,
+            facts.train_source,
+            facts.preprocess,
+            self.recipe,
+            self.accelerator.device,
+            check=lambda: from_all(self.accelerator, self.signals.check),
         )
 
     def _resume(self) -> None:

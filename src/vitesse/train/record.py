@@ -59,8 +59,9 @@ class RunLog:
             text = yaml.safe_dump(recipe_values(self.recipe), sort_keys=False)
             write_atomically(self.folder / RECIPE_FILE, text.encode())
         with self.survived("the metrics"):
-            before = self._lines(METRICS_FILE, json.loads) if done else []
-            self.rows[:0] = [row for row in before if _is_before(row, done)]
+            if done:
+                before = self._lines(METRICS_FILE, json.loads)
+                self.rows[:0] = [row for row in before if _is_before(row, done)]
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(self.folder / METRICS_FILE, text.encode())
         self.notes = list(dict.fromkeys([*(row["text"] for row in self.of_kind("note")), *self.notes]))
