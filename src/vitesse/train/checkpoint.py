@@ -45,6 +45,7 @@ class Progress:
         step: optimisation steps done, the bad ones among them.
         epochs: epochs that are trained, evaluated where that was due, and recorded.
         best_score: of the best weights, 0 to 1; -1 before the first evaluation.
+        judged_on: fingerprint of the pictures that `best_score` was found with.
         seconds: time spent in training, over all sessions.
         bad_steps, bad_in_a_row: steps that were skipped because loss or gradient was not finite; and of
             these the last ones in a row.
@@ -54,6 +55,7 @@ class Progress:
     step: int = 0
     epochs: int = 0
     best_score: float = -1.0
+    judged_on: str = ""
     seconds: float = 0.0
     bad_steps: int = 0
     bad_in_a_row: int = 0

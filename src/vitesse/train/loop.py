@@ -137,7 +137,7 @@ class Trainer:
         self.facts = facts = replace(facts, recipe=recipe)
         saved = facts.out / "checkpoints"
         goes_on = is_to_go_on(saved, facts.identity())  # or is refused, before anything in the folder changes
-        self.progress = Progress()
+        self.progress = Progress(judged_on=facts.val_source.fingerprint)
         self.found: Found | None = None
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, facts.out, recipe)
@@ -362,11 +362,15 @@ class Trainer:
 
     def _resume(self) -> None:
         progress = self.folder.checkpoints.resume()
-        self.progress = progress or self.progress
         self.log.begin(progress)
-        if progress is not None:
-            total = self.recipe.epochs * self.keys.steps_per_epoch
-            self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
+        if progress is None:
+            return
+        total = self.recipe.epochs * self.keys.steps_per_epoch
+        self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
+        if progress.judged_on != self.progress.judged_on:
+            self.log.note("other validation pictures: the best weights are looked for anew", progress.step)
+            progress = replace(progress, best_score=-1.0, judged_on=self.progress.judged_on)
+        self.progress = progress
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
         self.folder.save(self.progress, model or self._weights(), best)

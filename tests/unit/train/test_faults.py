@@ -39,6 +39,7 @@ from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError
 from vitesse.runtime.artefact import read_artefact
 from vitesse.ship import ship
 from vitesse.train import TrainResult, loop
+from vitesse.train.checkpoint import read_progress
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.step import StepResult
@@ -188,6 +189,21 @@ def test_going_on_needs_no_initial_weights(
     init.unlink()
     around()
     attempt(epochs=1, init=str(init))
+
+
+def test_the_best_of_other_validation_pictures_is_not_compared(
+    attempt: Run, tmp_path: Path, first_epoch: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(first_epoch, out)
+    best, state = (
+        out / "checkpoints" / name for name in ("best/model.safetensors", "last/state.safetensors")
+    )
+    best.write_bytes(b"of other pictures")
+    attempt(limit_val=1)
+    assert best.read_bytes() != b"of other pictures"
+    assert "other validation pictures" in (out / "report.html").read_text()
+    assert read_progress(state).best_score == rows(out, "epoch")[1]["top1"]
 
 
 # --- steps that are not finite ---
