@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitesse.errors import require
 from vitesse.export import export
 from vitesse.publish import write_card
 
 if TYPE_CHECKING:
     from vitesse.runtime.artefact import Artefact
     from vitesse.train import TrainResult
+
+
+def check_tools() -> None:
+    """To know before a training that its model can be shipped.
+
+    Raises:
+        MissingExtraError: a package that this takes is not installed.
+    """
+    for module in ("onnx", "onnxscript", "onnxslim"):
+        require(module, "export")
 
 
 def ship(result: TrainResult, folder: str | Path, precision: str = "fp32") -> Artefact:

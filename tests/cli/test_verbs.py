@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import typer.main
 
 import vitesse.cli
 from vitesse.cli import app, run
+from vitesse.errors import ExportError
 from vitesse.runtime.artefact import Artefact
 
 Capture = pytest.CaptureFixture[str]
@@ -194,3 +197,34 @@ def test_an_interrupt_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vitesse.evaluate.evaluate", interrupt)
     assert run(["evaluate", "x"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith("interrupted")
+
+
+def test_what_shipping_takes_is_asked_for_before_training(
+    vitesse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr("vitesse.train.train", lambda *a, **_: trained.append(a))
+    monkeypatch.setitem(sys.modules, "onnxslim", None)
+    done = vitesse("train", str(tmp_path), "--model", "efficientvit_m0", "--export", "fp32")
+    assert (done.code, trained) == (1, [])
+    assert "needs onnxslim, which is not installed: pip install 'vitesse[export]'" in done.err
+
+
+def test_a_refused_int8_leaves_fp32_and_fails(
+    vitesse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ship(result: Any, folder: Path, precision: str = "fp32") -> SimpleNamespace:
+        if precision != "fp32":
+            raise ExportError("int8 is slower")
+        return SimpleNamespace(path=folder / "model.onnx")
+
+    scores = SimpleNamespace(to_dict=dict, refused=0)
+    result = SimpleNamespace(scores=scores, checkpoint="w", report="r", refused=())
+    monkeypatch.setattr("vitesse.train.train", lambda *_, **__: result)
+    monkeypatch.setattr("vitesse.ship.ship", ship)
+    out = tmp_path / "run"
+    options = ("--model", "efficientvit_m0", "--out", str(out), "--export", "int8", "--json")
+    done = vitesse("train", str(tmp_path), *options)
+    assert done.code == 1
+    assert done.err == "error: int8 is slower; fp32 is written instead\n"
+    assert done.records[0]["artefact"] == str(out / "model.onnx")

@@ -62,14 +62,18 @@ def run(
       vitesse train boxes.yaml --model fcos_e2e_efficientvit_m0 --export fp32
       torchrun --nproc-per-node 2 --no-python vitesse train photos/ --out runs/two
     """
-    from vitesse.cli.show import show_training
-    from vitesse.errors import from_extra
-    from vitesse.progress import is_first_process
+    from vitesse.cli.show import FAILED, show_training
+    from vitesse.errors import ExportError, from_extra
+    from vitesse.progress import is_first_process, say
 
     with from_extra("train"):
         from vitesse.data.annotated import kind_of
         from vitesse.train import train
         from vitesse.train.tasks import STARTERS
+    if export is not None:
+        from vitesse.ship import check_tools, ship
+
+        check_tools()
 
     model = model or STARTERS[kind_of(data)]
     name = Path(data).name if Path(data).is_dir() else Path(data).stem.partition(":")[0]
@@ -84,10 +88,14 @@ def run(
         result = train(data, **options)
     if not is_first_process():
         return 0
-    artefact = None
+    artefact, refused = None, False
     if export is not None:
-        with from_extra("export"):
-            from vitesse.ship import ship
-
-        artefact = ship(result, folder, export)
-    return show_training(result, model, artefact, as_json=as_json)
+        try:
+            artefact = ship(result, folder, export)
+        except ExportError as error:
+            if export == "fp32":
+                raise
+            say(f"error: {error}; fp32 is written instead")
+            artefact, refused = ship(result, folder), True
+    code = show_training(result, model, artefact, as_json=as_json)
+    return FAILED if refused else code

@@ -5,9 +5,10 @@ Each file is complete or absent at any moment; resuming reads the state file alo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Progress:
         step: optimisation steps done, the bad ones among them.
         epochs: epochs that are trained, evaluated where that was due, and recorded.
         best_score: of the best weights, 0 to 1; -1 before the first evaluation.
+        judged_on: fingerprint of the pictures that `best_score` was found with.
         seconds: time spent in training, over all sessions.
         bad_steps, bad_in_a_row: steps that were skipped because loss or gradient was not finite; and of
             these the last ones in a row.
@@ -53,6 +55,7 @@ class Progress:
     step: int = 0
     epochs: int = 0
     best_score: float = -1.0
+    judged_on: str = ""
     seconds: float = 0.0
     bad_steps: int = 0
     bad_in_a_row: int = 0
@@ -128,11 +131,9 @@ class Checkpoints:
         Raises:
             TrainingError: the file is damaged, or belongs to another run.
         """
-        path = self.folder / "last" / STATE_FILE
-        if not path.exists():
+        if not is_to_go_on(self.folder, self.run):
             return None
-        progress, run, tensors = _read(path)
-        _check_same_run(path, run, json.loads(json.dumps(self.run)))
+        progress, tensors = _read(self.folder / "last" / STATE_FILE)
         restore_training(tensors, self.model, self.optimizer)
         if self.average is not None:
             kept: dict[str, Any] = _under("ema.", tensors)
@@ -141,6 +142,25 @@ class Checkpoints:
             scaler = {key: value.item() for key, value in _under("scaler.", tensors).items()}
             self.accelerator.scaler.load_state_dict(scaler)
         return progress
+
+
+def is_to_go_on(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether there is a state to go on from; only its header is read.
+
+    Args:
+        folder: of the checkpoints.
+        run: what identifies the run, as for `Checkpoints`.
+
+    Raises:
+        TrainingError: the file is damaged, or belongs to another run.
+    """
+    path = folder / "last" / STATE_FILE
+    if not path.exists():
+        return False
+    with _opened(path) as file:
+        saved = json.loads(file.metadata()["run"])
+    _check_same_run(path, saved, json.loads(json.dumps(run)))
+    return True
 
 
 def read_progress(path: Path) -> Progress:
@@ -152,19 +172,28 @@ def read_progress(path: Path) -> Progress:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    with _opened(path) as file:
+        header = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if header["sha256"] != digest(tensors, *(header[key] for key in HEADER)):
             raise ValueError("its digest does not fit")
-        progress, run = Progress(**json.loads(header["progress"])), json.loads(header["run"])
+        return Progress(**json.loads(header["progress"])), tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(
             f"{path}: cannot resume, the file is damaged ({error}); remove it to start anew"
         ) from error
-    return progress, run, tensors
 
 
 def gather_training(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from torch import nn
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
-from vitesse.errors import DataError, StoppedError, TrainingError, VitesseError
+from vitesse.errors import DataError, EngineError, StoppedError, TrainingError, VitesseError
 from vitesse.metrics import Figures, Found
 from vitesse.progress import say, track
 from vitesse.spec import ModelSpec
-from vitesse.train.checkpoint import Checkpoints, Progress
+from vitesse.train.checkpoint import Checkpoints, Progress, is_to_go_on
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
 from vitesse.train.recipe_files import load_recipe
@@ -32,10 +33,11 @@ from vitesse.train.record import RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import fitted, initial_model, make_accelerator, prepared, splits
 from vitesse.train.sharding import whole
-from vitesse.train.skipped import go_on_or_give_up
+from vitesse.train.skipped import GO_ON_ELSEWHERE, go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.tasks import check_kind, task_of
+from vitesse.train.together import from_all
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50
@@ -119,7 +121,7 @@ def train(
 
 
 class Trainer:
-    """One run: builds everything from the recipe, then `fit`."""
+    """One run: builds everything from the recipe, puts back what was saved, then `fit`."""
 
     def __init__(self, facts: RunFacts, signals: StopSignals) -> None:
         make_folder(facts.out)
@@ -132,25 +134,14 @@ class Trainer:
         )
         self.recipe = recipe = fitted(facts.recipe, len(facts.train_source), share)
         self.facts = facts = replace(facts, recipe=recipe)
-        self.progress = Progress()
+        saved = facts.out / "checkpoints"
+        goes_on = is_to_go_on(saved, facts.identity())  # or is refused, before anything in the folder changes
+        self.progress = Progress(judged_on=facts.val_source.fingerprint)
         self.found: Found | None = None
         self.refused: set[int] = set()
         self.log = RunLog(accelerator, facts.out, recipe)
         self.clock = StepClock(accelerator.device)
 
-        torch.manual_seed(recipe.seed)
-        model = initial_model(facts.spec, recipe, self.log.note)
-        self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
-        self.plain: nn.Module = accelerator.unwrap_model(self.model)
-        checkpoints = Checkpoints(
-            facts.out / "checkpoints", accelerator, self.model, self.optimizer, self.average, facts.identity()
-        )
-        self.folder = RunFolder(facts, self.log, checkpoints)
-        self.drop_path = DropPathSchedule(recipe, self.plain)
-        loss = facts.task.loss(facts, accelerator, self.model, self.average, signals.check)
-        self.step = TrainingStep(
-            recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
-        )
         self.keys = ShuffledKeys(
             len(facts.train_source),
             recipe.batch_size,
@@ -158,6 +149,22 @@ class Trainer:
             share,
             recipe.repeats,
             facts.train_source.blocks,
+        )
+
+        torch.manual_seed(recipe.seed)
+        started = replace(recipe, init="") if goes_on else recipe  # its state holds all weights
+        model = initial_model(facts.spec, started, partial(self.log.note, step=0))
+        self.model, self.optimizer, self.average = prepared(accelerator, model, recipe)
+        self.plain: nn.Module = accelerator.unwrap_model(self.model)
+        checkpoints = Checkpoints(
+            saved, accelerator, self.model, self.optimizer, self.average, facts.identity()
+        )
+        self.folder = RunFolder(facts, self.log, checkpoints)
+        self._resume()
+        self.drop_path = DropPathSchedule(recipe, self.plain)
+        loss = facts.task.loss(facts, accelerator, self.model, self.average, signals.check)
+        self.step = TrainingStep(
+            recipe, accelerator, self.model, self.optimizer, self.average, loss, self.clock
         )
         self.batches = training_batches(
             AugmentedPictures(facts.train_source, facts.task.augmentation(recipe), recipe.seed),
@@ -170,9 +177,9 @@ class Trainer:
 
         Raises:
             StoppedError: a signal came, and the run is saved.
-            TrainingError: too many steps in a row were not finite, or another process was lost.
+            TrainingError: too many steps in a row, or what the model says of a held-out picture, were not
+                finite; or another process was lost.
         """
-        self._resume()
         found = None
         try:
             while self.progress.epochs < self.recipe.epochs:
@@ -181,7 +188,7 @@ class Trainer:
             if found is None:
                 found = self._validate(self._model_to_keep())
             self._report("finished", found)
-        except TrainingError as error:
+        except VitesseError as error:
             self._report(f"failed: {error}")
             raise
         except StopRequestedError as error:
@@ -196,10 +203,12 @@ class Trainer:
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
-            raise LostProcessError(
+            lost = LostProcessError(
                 f"another process was lost at step {self.progress.step}; run the same command again to go on "
                 "from the last checkpoint"
-            ) from error
+            )
+            self._report(f"failed: {lost}")
+            raise lost from error
         finally:
             self.batches.close()
             self.log.close()
@@ -225,7 +234,7 @@ class Trainer:
         facts = self.facts
         lines, faulty = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
         for line in lines:
-            self.log.note(line)
+            self.log.note(line, 0)
         if strict and faulty:
             raise DataError(f"--strict: {lines[-1]}; mend or remove it")
 
@@ -324,6 +333,10 @@ class Trainer:
                 self.recipe,
                 self.signals,
             )
+        except EngineError as error:  # such weights are not to replace the saved ones
+            raise TrainingError(
+                f"evaluated at step {self.progress.step}: {error}; {GO_ON_ELSEWHERE}"
+            ) from error
         except VitesseError:
             self._save()
             raise
@@ -337,18 +350,26 @@ class Trainer:
         facts, weights = self.facts, self._weights()
         if not self.recipe.bn_images:
             return weights
-        device, check = self.accelerator.device, self.signals.check
         return with_fresh_statistics(
-            weights, facts.train_source, facts.preprocess, self.recipe, device, check
+            weights,
+            facts.train_source,
+            facts.preprocess,
+            self.recipe,
+            self.accelerator.device,
+            check=lambda: from_all(self.accelerator, self.signals.check),
         )
 
     def _resume(self) -> None:
         progress = self.folder.checkpoints.resume()
-        self.progress = progress or self.progress
-        self.log.begin(self.progress.step, self.progress.epochs)
-        if progress is not None:
-            total = self.recipe.epochs * self.keys.steps_per_epoch
-            self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
+        self.log.begin(progress)
+        if progress is None:
+            return
+        total = self.recipe.epochs * self.keys.steps_per_epoch
+        self.log.note(f"resumed at step {progress.step} of {total}", progress.step)
+        if progress.judged_on != self.progress.judged_on:
+            self.log.note("other validation pictures: the best weights are looked for anew", progress.step)
+            progress = replace(progress, best_score=-1.0, judged_on=self.progress.judged_on)
+        self.progress = progress
 
     def _save(self, model: nn.Module | None = None, best: bool = False) -> None:
         self.folder.save(self.progress, model or self._weights(), best)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from vitesse.errors import ConfigError, TrainingError, require
 from vitesse.files import sweep, write_atomically
 from vitesse.progress import say
+from vitesse.train.checkpoint import Progress
 from vitesse.train.recipe import Recipe, recipe_values
 
 METRICS_FILE = "metrics.jsonl"
@@ -44,8 +45,8 @@ class RunLog:
         with self.survived("a tracker"):
             _start_trackers(accelerator, folder, recipe)
 
-    def begin(self, step: int, epochs: int) -> None:
-        """Go on after a step, with so many epochs closed; rows after that are forgotten, and come again.
+    def begin(self, done: Progress | None) -> None:
+        """Go on after what is done, or anew; rows after that are forgotten, and come again.
 
         What an earlier session left half written is removed.
         """
@@ -58,13 +59,13 @@ class RunLog:
             text = yaml.safe_dump(recipe_values(self.recipe), sort_keys=False)
             write_atomically(self.folder / RECIPE_FILE, text.encode())
         with self.survived("the metrics"):
-            self.rows = [
-                row for row in self._lines(METRICS_FILE, json.loads) if _is_before(row, step, epochs)
-            ]
+            if done:
+                before = self._lines(METRICS_FILE, json.loads)
+                self.rows[:0] = [row for row in before if _is_before(row, done)]
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(self.folder / METRICS_FILE, text.encode())
         self.notes = list(dict.fromkeys([*(row["text"] for row in self.of_kind("note")), *self.notes]))
-        if step:
+        if done:
             self.refused = tuple(self._lines(REFUSED_FILE, str))
 
     def _lines(self, name: str, parse: Callable[[str], Any]) -> list[Any]:
@@ -96,7 +97,7 @@ class RunLog:
     def note(self, text: str, step: int | None = None) -> None:
         """Tell a person now, and again in the report; nothing is told twice.
 
-        What belongs to a step is still told in the report of a resumed run.
+        What belongs to a step, 0 before the first, is still told in the report of a resumed run.
         """
         if not self.writes or text in self.notes:
             return
@@ -190,10 +191,10 @@ def make_folder(folder: Path) -> None:
         raise TrainingError(f"{folder}: cannot be written ({reason}); give another --out") from error
 
 
-def _is_before(row: Any, step: int, epochs: int) -> bool:
+def _is_before(row: Any, done: Progress) -> bool:
     """Whether a row of `metrics.jsonl` belongs to what is done."""
     try:
-        return bool(row["step"] <= step and (row["kind"] != "epoch" or row["epoch"] <= epochs))
+        return bool(row["step"] <= done.step and (row["kind"] != "epoch" or row["epoch"] <= done.epochs))
     except (TypeError, KeyError):
         return False
 

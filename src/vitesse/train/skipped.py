@@ -8,6 +8,11 @@ from vitesse.train.folder import RunFolder
 from vitesse.train.step import StepResult, TrainingStep
 from vitesse.weights.files import save_tensors
 
+GO_ON_ELSEWHERE = (
+    "what was saved before is good: go on from it with init= in another --out, with a lower lr or "
+    "precision=fp32"
+)
+
 
 def go_on_or_give_up(result: StepResult, progress: Progress, step: TrainingStep, folder: RunFolder) -> None:
     """Tell that the last step was skipped, unless there were too many in a row.
@@ -33,6 +38,5 @@ def go_on_or_give_up(result: StepResult, progress: Progress, step: TrainingStep,
             save_tensors(path, step.last_pictures(), {"names": "\n".join(names)})
             where = f"; the pictures of this one are {path}"
     raise TrainingError(
-        f"{what} at step {skipped}, and {row} steps in a row were not finite{where}; what was saved before "
-        "is good: go on from it with init= in another --out, with a lower lr or precision=fp32"
+        f"{what} at step {skipped}, and {row} steps in a row were not finite{where}; {GO_ON_ELSEWHERE}"
     )

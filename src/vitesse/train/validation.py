@@ -73,7 +73,7 @@ def with_fresh_statistics(
     preprocess: PreprocessSpec,
     recipe: Recipe,
     device: torch.device,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """A copy of a model whose BatchNorm statistics are those of `recipe.bn_images` training pictures.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import html
 import json
 import math
 import multiprocessing
@@ -38,6 +39,7 @@ from vitesse.errors import ConfigError, DataError, StoppedError, TrainingError
 from vitesse.runtime.artefact import read_artefact
 from vitesse.ship import ship
 from vitesse.train import TrainResult, loop
+from vitesse.train.checkpoint import read_progress
 from vitesse.train.loop import Trainer
 from vitesse.train.recipe_files import load_recipe
 from vitesse.train.step import StepResult
@@ -174,6 +176,34 @@ def assert_as_whole(tmp_path: Path, weights: Weights, same: Same, whole: Path) -
         assert losses(tmp_path / "run") == losses(whole)
 
     return compare
+
+
+def test_going_on_needs_no_initial_weights(
+    attempt: Run, tmp_path: Path, first_epoch: Path, around: Callable[..., None]
+) -> None:
+    init = tmp_path / "init.safetensors"
+    shutil.copy(first_epoch / "checkpoints" / "last" / "model.safetensors", init)
+    around(sigterm_at(1))
+    with pytest.raises(StoppedError):
+        attempt(epochs=1, init=str(init))
+    init.unlink()
+    around()
+    attempt(epochs=1, init=str(init))
+
+
+def test_the_best_of_other_validation_pictures_is_not_compared(
+    attempt: Run, tmp_path: Path, first_epoch: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(first_epoch, out)
+    best, state = (
+        out / "checkpoints" / name for name in ("best/model.safetensors", "last/state.safetensors")
+    )
+    best.write_bytes(b"of other pictures")
+    attempt(limit_val=1)
+    assert best.read_bytes() != b"of other pictures"
+    assert "other validation pictures" in (out / "report.html").read_text()
+    assert read_progress(state).best_score == rows(out, "epoch")[1]["top1"]
 
 
 # --- steps that are not finite ---
@@ -661,6 +691,28 @@ def test_data_that_nothing_can_be_learnt_from_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_was_said_before_the_first_step_is_in_the_report_of_a_resumed_run(
+    colours: Path, tmp_path: Path, run: Run, first_epoch: Path, around: Callable[..., None]
+) -> None:
+    init = str(first_epoch / "checkpoints" / "last" / "model.safetensors")
+    go = partial(run, few(colours, {"green": 0}), tmp_path / "run", epochs=1, init=init)
+    told = f"started from {init}", "1 class has no training picture", "resumed at step 2"
+    (tmp_path / "run").mkdir()
+    stale = {"kind": "note", "step": 0, "text": "of a session that saved nothing"}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(stale))
+    around(sigterm_at(1))
+    with pytest.raises(StoppedError):
+        go()
+    around()
+    go()
+    notes = [row["text"] for row in rows(tmp_path / "run", "note")]
+    report = (tmp_path / "run" / "report.html").read_text()
+    for line in told:
+        assert [line in note for note in notes].count(True) == 1
+        assert line in report
+    assert stale["text"] not in notes
+
+
 def test_a_class_without_pictures_is_told_and_trained_around(
     colours: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -692,6 +744,35 @@ def test_pictures_that_cannot_be_evaluated_lose_no_training(
         run(tmp_path / "data", tmp_path / "run", epochs=1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run" / "checkpoints" / "last" / "state.safetensors").exists()
+    assert f"failed: {caught.value}" in html.unescape((tmp_path / "run" / "report.html").read_text())
+
+
+def test_an_average_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    attempt: Run, tmp_path: Path, weights: Weights, around: Callable[..., None]
+) -> None:
+    def spoil(trainer: Trainer, number: int) -> None:
+        if number == 8 and trainer.average is not None:
+            next(trainer.average.parameters()).data.fill_(math.nan)
+
+    around(spoil)
+    with pytest.raises(
+        TrainingError, match=r"evaluated at step 12: .* NaN .*go on from it with init="
+    ) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)
+    assert f"failed: {caught.value}" in html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_lost_process_is_in_the_report(attempt: Run, tmp_path: Path, around: Callable[..., None]) -> None:
+    def lose(_: Trainer, number: int) -> None:
+        if number == 8:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    around(lose)
+    with pytest.raises(TrainingError, match="another process was lost at step 8"):
+        attempt()
+    assert "failed: another process was lost at step 8" in (tmp_path / "run" / "report.html").read_text()
 
 
 # --- folders of other runs, damaged files ---
@@ -703,6 +784,8 @@ def test_pictures_that_cannot_be_evaluated_lose_no_training(
         ({"lr": 0.1}, r"of another run \(recipe.lr was 0.002, now 0.1\); give another --out"),
         ({"model": "timm:test_vit"}, "model.name was 'timm:test_efficientnet', now 'timm:test_vit'"),
         ({"data": "other"}, "of another run .*data was"),
+        ({"lr": 0.1, "trackers": ["tensorboard"]}, r"recipe.lr was 0.002, now 0.1"),
+        ({"lr": 0.1, "teacher_cache": True}, r"recipe.lr was 0.002, now 0.1"),
         ({"lrr": 0.1}, "did you mean lr"),
     ],
 )
@@ -711,6 +794,8 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(first_epoch, out)
+    if "teacher_cache" in changes:
+        changes = {**changes, "teacher": str(out / "checkpoints" / "last" / "model.safetensors")}
     if "data" in changes:
         shutil.copytree(data, tmp_path / "other")
         (tmp_path / "other" / "red" / "000.png").rename(tmp_path / "other" / "red" / "999.png")

@@ -7,18 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, get_ident
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import vitesse.train.teacher
 from vitesse.data.sources import Source, open_source
 from vitesse.errors import DataError, TrainingError, VitesseError
 from vitesse.models import create_model
 from vitesse.spec import PreprocessSpec
-from vitesse.train.stopping import LostProcessError, StopRequestedError
+from vitesse.train.loop import Trainer
+from vitesse.train.recipe import Recipe
+from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals
 from vitesse.train.teacher import Teacher, cached_logits
 from vitesse.train.together import from_all
 
@@ -155,3 +158,21 @@ def test_a_stop_while_a_teacher_is_asked_is_told_to_all(
     assert raised.pop(rank) == "StopRequestedError('SIGTERM')"
     assert raised == ["StopRequestedError('another process')"] * 2
     assert not path.exists()
+
+
+def test_a_stop_during_fresh_statistics_is_told_to_all(processes: Processes, source: Source) -> None:
+    def refresh(accelerator: Any) -> nn.Module:
+        signals, accelerator.device = StopSignals(), torch.device("cpu")
+        signals.received = "SIGTERM" if accelerator.process_index == 1 else None
+        trainer = SimpleNamespace(
+            accelerator=accelerator,
+            signals=signals,
+            recipe=Recipe(bn_images=4),
+            facts=SimpleNamespace(train_source=source, preprocess=PREPROCESS),
+            _weights=lambda: nn.BatchNorm2d(3),
+        )
+        return Trainer._model_to_keep(cast(Trainer, trainer))
+
+    raised = [repr(process.exception()) for process in processes(refresh)]
+    assert raised.pop(1) == "StopRequestedError('SIGTERM')"
+    assert raised == ["StopRequestedError('another process')"] * 2
