@@ -86,6 +86,11 @@ class DataCheck:
         """Duplicates with different classes."""
         return tuple(same for same in self.duplicates or () if same.conflicting)
 
+    @property
+    def faulty(self) -> bool:
+        """Whether a picture cannot be read."""
+        return bool(self.unreadable)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         groups = {"leaked": self.leaked, "conflicting": self.conflicting}

@@ -28,7 +28,7 @@ from vitesse.train.checkpoint import Checkpoints, Progress
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
 from vitesse.train.recipe_files import load_recipe
-from vitesse.train.record import RunLog, make_folder
+from vitesse.train.record import DATA_CHECK_FILE, RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import fitted, initial_model, make_accelerator, prepared, splits
 from vitesse.train.sharding import whole
@@ -217,6 +217,8 @@ class Trainer:
     def check_pictures(self, strict: bool) -> None:
         """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
 
+        Every picture of it is named in `data_check.json`.
+
         Raises:
             DataError: `strict`, and a picture cannot be decoded.
         """
@@ -224,11 +226,13 @@ class Trainer:
             return
         workers = max(1, self.recipe.workers)
         facts = self.facts
-        lines, faulty = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
-        for line in lines:
+        found = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
+        for line in found.lines():
             self.log.note(line)
-        if strict and faulty:
-            raise DataError(f"--strict: {lines[-1]}; mend or remove it")
+        self.log.describe_data(found.to_dict())
+        if strict and found.faulty:
+            path = facts.out / DATA_CHECK_FILE
+            raise DataError(f"--strict: {found.lines()[-1]}; mend or remove what {path} names")
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet."""

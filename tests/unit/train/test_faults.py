@@ -630,10 +630,15 @@ def test_unreadable_pictures_are_listed_also_after_a_resume(
 
 
 def test_strict_refuses_unreadable_pictures_before_training(colours: Path, tmp_path: Path, run: Run) -> None:
-    spoil(colours, "blue/003.png", "red/010.png")
-    with pytest.raises(DataError, match=r"--strict: 2 pictures cannot be read.*blue/003.png") as caught:
+    spoilt = spoil(colours, "blue/003.png", "red/010.png")
+    copy = shutil.copy(colours / "red" / "001.png", colours / "red" / "zzz.png")
+    with pytest.raises(DataError, match=r"--strict: 2 pictures cannot be read.*data_check.json") as caught:
         run(colours, tmp_path / "run", strict=True)
     assert "\n" not in str(caught.value)
+    found = json.loads((tmp_path / "run" / "data_check.json").read_text())
+    assert {bad["name"] for bad in found["unreadable"]} == set(map(str, spoilt))
+    copies = [sorted(same["train"] + same["val"]) for same in found["duplicates"]]
+    assert [str(colours / "red" / "001.png"), str(copy)] in copies
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
