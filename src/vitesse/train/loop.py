@@ -36,6 +36,7 @@ from vitesse.train.skipped import go_on_or_give_up
 from vitesse.train.step import LostWorkerError, StepResult, TrainingStep
 from vitesse.train.stopping import LostProcessError, StopRequestedError, StopSignals, is_lost_connection
 from vitesse.train.tasks import check_kind, task_of
+from vitesse.train.together import from_all
 from vitesse.train.validation import validate, with_fresh_statistics
 
 ROWS_AN_EPOCH = 50
@@ -217,16 +218,24 @@ class Trainer:
     def check_pictures(self, strict: bool) -> None:
         """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
 
-        Every picture of it is named in `data_check.json`.
+        Every picture of it is named in `data_check.json`. The first process looks, where a run begins.
 
         Raises:
             DataError: `strict`, and a picture cannot be decoded.
+            StopRequestedError: a signal came.
         """
-        if not strict and (not self.accelerator.is_main_process or self.folder.checkpoints.exist()):
-            return
-        workers = max(1, self.recipe.workers)
-        facts = self.facts
-        found = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
+
+        def look() -> None:
+            if self.accelerator.is_main_process and not self.folder.checkpoints.exist():
+                self._look_over(strict)
+
+        from_all(self.accelerator, look)
+
+    def _look_over(self, strict: bool) -> None:
+        facts, workers = self.facts, max(1, self.recipe.workers)
+        found = facts.task.look_over(
+            facts.train_source, facts.val_source, strict, workers, self.signals.check
+        )
         for line in found.lines():
             self.log.note(line)
         self.log.describe_data(found.to_dict())

@@ -118,9 +118,8 @@ class RunLog:
 
     def describe_data(self, found: Mapping[str, Any]) -> None:
         """Leave what a check of the data found, in `data_check.json`."""
-        if self.writes:
-            with self.survived("the check of the data"):
-                write_atomically(self.folder / DATA_CHECK_FILE, json.dumps(found, indent=1).encode())
+        with self.survived("the check of the data"):
+            write_atomically(self.folder / DATA_CHECK_FILE, json.dumps(found, indent=1).encode())
 
     @contextlib.contextmanager
     def survived(self, what: str) -> Iterator[None]:

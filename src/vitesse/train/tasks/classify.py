@@ -43,8 +43,10 @@ class Classify:
     def check(self, source: Pictures) -> None:
         check_trainable(cast(Source, source))
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> DataCheck:
-        return check_data(cast(Source, train), cast(Source, val), decode=decode, workers=workers)
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> DataCheck:
+        return check_data(cast(Source, train), cast(Source, val), decode=decode, workers=workers, check=check)
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:
         return class_balance(cast(Source, source))

@@ -70,8 +70,16 @@ class Task(Protocol):
             DataError: nothing can be learnt from it.
         """
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> LookedOver:
-        """What is odd about the data; `decode` tells whether every picture must be decoded for it."""
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> LookedOver:
+        """What is odd about the data.
+
+        Args:
+            decode: whether every picture must be decoded for it.
+            workers: threads.
+            check: called before every picture, in these threads; may raise.
+        """
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:
         """How much there is of each class (K,), for the report."""

@@ -42,10 +42,12 @@ class Detect:
     def check(self, source: Pictures) -> None:
         check_pictures(source)
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> SplitsChecked:
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> SplitsChecked:
         return SplitsChecked(
-            train=check_boxes(cast(BoxSource, train), decode=decode, workers=workers),
-            val=check_boxes(cast(BoxSource, val), decode=decode, workers=workers),
+            train=check_boxes(cast(BoxSource, train), decode=decode, workers=workers, check=check),
+            val=check_boxes(cast(BoxSource, val), decode=decode, workers=workers, check=check),
         )
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:

@@ -44,10 +44,12 @@ class Segment:
     def check(self, source: Pictures) -> None:
         check_pictures(source)
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> SplitsChecked:
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> SplitsChecked:
         return SplitsChecked(
-            train=check_maps(cast(MapSource, train), decode=decode, workers=workers),
-            val=check_maps(cast(MapSource, val), decode=decode, workers=workers),
+            train=check_maps(cast(MapSource, train), decode=decode, workers=workers, check=check),
+            val=check_maps(cast(MapSource, val), decode=decode, workers=workers, check=check),
         )
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:
