@@ -75,6 +75,7 @@ def train(
     recipe: str | Path | None = None,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     strict: bool = False,
+    stop_file: str | Path | None = None,
 ) -> TrainResult:
     """Train or fine-tune a model for its task; goes on by itself where `out` holds an unfinished run.
 
@@ -86,9 +87,11 @@ def train(
         recipe: a shipped recipe's name or a YAML file; by default the one of the model's task.
         overrides: `key=value` texts, or a mapping, over the recipe.
         strict: decode every picture before training, and refuse data of which one cannot be read.
+        stop_file: once there is such a file, the run stops as by the signal that it names; for training in a
+            thread, which signals do not reach.
 
     Raises:
-        StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
+        StoppedError: SIGTERM, SIGINT or `stop_file` came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
     task = task_of(model)
@@ -111,7 +114,7 @@ def train(
         train_source=train_source,
         val_source=val_source,
     )
-    with StopSignals() as signals:
+    with StopSignals(Path(stop_file) if stop_file else None) as signals:
         try:
             trainer = Trainer(facts, signals)
             trainer.check_pictures(strict)
