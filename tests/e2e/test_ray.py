@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from vitesse.train.checkpoint import read_progress
 
 SETTINGS = ("image_size=32", "batch_size=8", "workers=0", "trackers=[]", "log_every=1", "save_minutes=0")
 STEPS, EPOCHS = 6, 3
@@ -75,17 +78,22 @@ def test_a_run_outlives_a_killed_worker(tmp_path: Path, paint_classes: Callable[
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_command_ends_its_workers(tmp_path: Path, paint_classes: Callable[..., Path]) -> None:
+def test_a_signal_to_the_command_saves_and_ends_its_workers(
+    tmp_path: Path, paint_classes: Callable[..., Path]
+) -> None:
     photos = paint_classes(tmp_path / "photos", per_class=18)
-    driver = start(photos, tmp_path, "init=", "epochs=500")
+    driver = start(photos, tmp_path, "init=", "epochs=500", "save_minutes=60")
     wait_for_step(2, tmp_path / "run" / "metrics.jsonl", driver)
     workers = list(workers_of(driver))
     driver.terminate()
     said, complaints = driver.communicate(timeout=60)
     assert (driver.returncode, said) == (75, ""), complaints
-    assert complaints.splitlines()[-1] == (
-        "error: stopped by SIGTERM; run the same command again to go on from the last checkpoint"
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (stopped,) = re.findall(
+        r"^error: stopped by SIGTERM at step (\d+); run the same", complaints, re.MULTILINE
     )
+    state = tmp_path / "run" / "checkpoints" / "last" / "state.safetensors"
+    assert read_progress(state).step == int(stopped) == metrics.count('"kind": "step"')
     assert "Traceback" not in complaints
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 

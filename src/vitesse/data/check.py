@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +23,8 @@ from vitesse.spec import to_mapping
 
 MAX_COMPARED = 100_000
 """Pictures of training and validation data together that duplicates are looked for in."""
+MAX_READ = 2**30
+"""Bytes that are read for it."""
 
 PICTURES_A_TASK = 64
 NAMES_SHOWN = 3
@@ -62,8 +64,8 @@ class DataCheck:
     Attributes:
         class_names: of the training data.
         train_counts, val_counts: pictures a class.
-        duplicates: groups of pictures of the same bytes; None where there were too many to compare.
-        unreadable: pictures that cannot be decoded, or where `decoded` is False not even be read.
+        duplicates: groups of pictures of the same bytes; None where it would have taken long to compare.
+        unreadable: pictures that cannot be decoded, or where `decoded` is False such as hold no bytes.
         decoded: whether every picture was decoded.
         seconds: how long the check took.
     """
@@ -85,6 +87,11 @@ class DataCheck:
     def conflicting(self) -> tuple[SamePicture, ...]:
         """Duplicates with different classes."""
         return tuple(same for same in self.duplicates or () if same.conflicting)
+
+    @property
+    def faulty(self) -> bool:
+        """Whether a picture cannot be read."""
+        return bool(self.unreadable)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -113,7 +120,7 @@ class DataCheck:
 
     def _sameness(self) -> list[str]:
         if self.duplicates is None:
-            return [f"duplicates: left out, there are more than {MAX_COMPARED:,} pictures"]
+            return ["duplicates: left out, there is too much to compare"]
         lines = []
         if self.duplicates:
             spare = sum(len(same.train) + len(same.val) - 1 for same in self.duplicates)
@@ -136,12 +143,20 @@ class DataCheck:
         return [f"{number} cannot be read, the first is {first.name}: {first.reason}"]
 
 
-def check_data(train: Source, val: Source, *, decode: bool = True, workers: int = 2) -> DataCheck:
+def check_data(
+    train: Source,
+    val: Source,
+    *,
+    decode: bool = True,
+    workers: int = 2,
+    check: Callable[[], None] = lambda: None,
+) -> DataCheck:
     """Look at training and validation data together; each picture is read once at most.
 
     Args:
-        decode: decode every picture, not only read it.
+        decode: decode every picture; otherwise only those are read that may be copies.
         workers: threads.
+        check: called before every picture, in these threads; may raise.
 
     Raises:
         DataError: the two hold different classes.
@@ -151,15 +166,18 @@ def check_data(train: Source, val: Source, *, decode: bool = True, workers: int 
             f"training and validation data hold different classes, such as {', '.join(differ[:NAMES_SHOWN])}"
         )
     started = time.monotonic()
-    compare = len(train) + len(val) <= MAX_COMPARED
-    scanned = (
-        [_scan(source, compare, decode, workers) for source in (train, val)] if compare or decode else []
-    )
+    sources = (train, val)
+    read = [range(len(source)) for source in sources] if decode else of_same_size(*sources)
+    compare = read is not None and len(train) + len(val) <= MAX_COMPARED
+    scanned = [
+        _scan(source, indices, compare, decode, workers, check)
+        for source, indices in zip(sources, read or (), strict=False)
+    ]
     return DataCheck(
         class_names=train.class_names,
         train_counts=tuple(class_balance(train).tolist()),
         val_counts=tuple(class_balance(val).tolist()),
-        duplicates=_same_pictures((train, val), [scan[0] for scan in scanned]) if compare else None,
+        duplicates=_same_pictures(sources, [scan[0] for scan in scanned]) if compare else None,
         unreadable=tuple(chain.from_iterable(scan[1] for scan in scanned)),
         decoded=decode,
         seconds=time.monotonic() - started,
@@ -189,35 +207,63 @@ def find_duplicates(
 ) -> tuple[SamePicture, ...]:
     """Groups of pictures of the same bytes, within training data and, with `source_b`, validation data."""
     sources = [source_a] if source_b is None else [source_a, source_b]
-    return _same_pictures(sources, [content_digests(source, workers) for source in sources])
+    return _same_pictures(
+        sources, [content_digests(source, range(len(source)), workers) for source in sources]
+    )
 
 
-def content_digests(source: Pictures, workers: int = 2) -> list[bytes | None]:
-    """A digest of each picture's bytes, by reading all of them; None where there are none to read."""
-    return _scan(source, True, False, workers)[0]
+def of_same_size(*sources: Pictures) -> list[Sequence[int]] | None:
+    """Of each source, the pictures of as many bytes as another of any of them, or of none at all.
+
+    None where these are more than `MAX_COMPARED` pictures or `MAX_READ` bytes, or it takes long to know.
+    """
+    if sum(map(len, sources)) > MAX_COMPARED:
+        return None
+    sizes = [known for source in sources if (known := source.sizes()) is not None]
+    if len(sizes) < len(sources):
+        return None
+    values, counts = np.unique(np.concatenate(sizes), return_counts=True)
+    shared = values[(counts > 1) | (values == 0)]
+    alike = [np.flatnonzero(np.isin(sizes_N, shared)) for sizes_N in sizes]
+    bytes_read = sum(sizes_N[found].sum() for sizes_N, found in zip(sizes, alike, strict=True))
+    return [found.tolist() for found in alike] if bytes_read <= MAX_READ else None
+
+
+def content_digests(source: Pictures, indices: Sequence[int], workers: int = 2) -> dict[int, bytes]:
+    """A digest of the bytes of these pictures, by reading them, where there are any."""
+    return _scan(source, indices, True, False, workers)[0]
 
 
 def find_unreadable(source: Source, workers: int = 2) -> tuple[Unreadable, ...]:
     """Every picture that cannot be decoded, by decoding all of them."""
-    return tuple(_scan(source, False, True, workers)[1])
+    return tuple(_scan(source, range(len(source)), False, True, workers)[1])
 
 
 def _scan(
-    source: Pictures, hashed: bool, decoded: bool, workers: int
-) -> tuple[list[bytes | None], list[Unreadable]]:
-    """A digest of each picture, None where it was not asked for or not read, and what cannot be read."""
+    source: Pictures,
+    indices: Sequence[int],
+    hashed: bool,
+    decoded: bool,
+    workers: int,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[int, bytes], list[Unreadable]]:
+    """Digests of these pictures, where asked for and there are bytes, and what cannot be read."""
 
     def look(start: int) -> list[tuple[bytes | None, str]]:
-        return [_look(source, i, hashed, decoded) for i in range(start, min(start + PICTURES_A_TASK, total))]
+        return [one(index) for index in indices[start : start + PICTURES_A_TASK]]
 
-    total = len(source)
+    def one(index: int) -> tuple[bytes | None, str]:
+        check()
+        return _look(source, index, hashed, decoded)
+
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        tasks = pool.map(look, range(0, total, PICTURES_A_TASK))
-        seen = [*track(chain.from_iterable(tasks), "check pictures", total)]
+        tasks = pool.map(look, range(0, len(indices), PICTURES_A_TASK))
+        seen = [*track(chain.from_iterable(tasks), "check pictures", len(indices))]
+    pairs = [*zip(indices, seen, strict=True)]
     unreadable = [
-        Unreadable(name=source.name(index), reason=reason) for index, (_, reason) in enumerate(seen) if reason
+        Unreadable(name=source.name(index), reason=reason) for index, (_, reason) in pairs if reason
     ]
-    return [found for found, _ in seen], unreadable
+    return {index: found for index, (found, _) in pairs if found is not None}, unreadable
 
 
 def _look(source: Pictures, index: int, hashed: bool, decoded: bool) -> tuple[bytes | None, str]:
@@ -236,14 +282,13 @@ def _look(source: Pictures, index: int, hashed: bool, decoded: bool) -> tuple[by
 
 
 def _same_pictures(
-    sources: Iterable[Source], digests: Iterable[list[bytes | None]]
+    sources: Iterable[Source], digests: Iterable[Mapping[int, bytes]]
 ) -> tuple[SamePicture, ...]:
     places = defaultdict[bytes, list[tuple[int, int]]](list)
     sources = list(sources)
     for part, of_source in enumerate(digests):
-        for index, found in enumerate(of_source):
-            if found is not None:
-                places[found].append((part, index))
+        for index, found in of_source.items():
+            places[found].append((part, index))
     return tuple(_group(sources, same) for same in places.values() if len(same) > 1)
 
 

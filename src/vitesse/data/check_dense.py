@@ -80,7 +80,12 @@ class DenseCheck:
 
 
 def check_boxes(
-    source: BoxSource, *, strict: bool = False, decode: bool = True, workers: int = 2
+    source: BoxSource,
+    *,
+    strict: bool = False,
+    decode: bool = True,
+    workers: int = 2,
+    check: Callable[[], None] = lambda: None,
 ) -> DenseCheck:
     """Look at every picture and its objects.
 
@@ -88,6 +93,7 @@ def check_boxes(
         strict: refuse data with any fault but those of `HARMLESS`.
         decode: decode every picture, not only its header.
         workers: threads.
+        check: called before every picture, in these threads; may raise.
 
     Raises:
         DataError: `strict`, and there is a fault.
@@ -106,11 +112,16 @@ def check_boxes(
             faults.append(Fault.CROWDED)
         return faults, counts_K
 
-    return _checked(source, look, strict, workers)
+    return _checked(source, look, strict, workers, check)
 
 
 def check_maps(
-    source: MapSource, *, strict: bool = False, decode: bool = True, workers: int = 2
+    source: MapSource,
+    *,
+    strict: bool = False,
+    decode: bool = True,
+    workers: int = 2,
+    check: Callable[[], None] = lambda: None,
 ) -> DenseCheck:
     """Look at every picture and its label map; arguments and errors as of `check_boxes`."""
     classes = len(source.class_names)
@@ -124,7 +135,7 @@ def check_maps(
             faults.append(Fault.BACKGROUND)
         return faults, counts_K
 
-    return _checked(source, look, strict, workers)
+    return _checked(source, look, strict, workers, check)
 
 
 def check_same_classes(train: Pictures, val: Pictures) -> None:
@@ -152,8 +163,10 @@ def _checked(
     look: Callable[[int], tuple[list[Fault], NDArray[np.int64]]],
     strict: bool,
     workers: int,
+    check: Callable[[], None],
 ) -> DenseCheck:
     def look_at(index: int) -> _Look:
+        check()
         try:
             faults, counts_K = look(index)
             return [Note(fault, source.name(index)) for fault in faults], counts_K

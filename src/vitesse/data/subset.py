@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.data.check import MAX_COMPARED, content_digests
+from vitesse.data.check import content_digests, of_same_size
 from vitesse.data.contract import Pictures, Source, digest
 from vitesse.data.dense import Annotated, Boxes, BoxSource, Fault, MapSource
 from vitesse.progress import say
@@ -18,9 +18,6 @@ A = TypeVar("A", bound=Annotated)
 
 HELD_OUT_SHARE = 0.1
 """Of data without splits, what is held out of training."""
-
-MAX_READ = 2**30
-"""Bytes of pictures of the same size that are read to find copies before data is split."""
 
 
 class PictureSubset(Generic[P]):
@@ -126,16 +123,9 @@ def _first_copies(source: Pictures) -> NDArray[np.int64]:
     Only pictures of the same size are read; where they are too many, all count as different.
     """
     first_N = np.arange(len(source))
-    sizes_N = source.sizes() if len(source) <= MAX_COMPARED else None
-    if sizes_N is None:
-        return first_N
-    _, place_N, counts = np.unique(sizes_N, return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(counts[place_N] > 1)
-    if sizes_N[alike].sum() > MAX_READ:
-        return first_N
     seen: dict[bytes, int] = {}
-    for index, found in zip(alike.tolist(), content_digests(PictureSubset(source, alike)), strict=True):
-        if found is not None:
+    for alike in of_same_size(source) or ():
+        for index, found in content_digests(source, alike).items():
             first_N[index] = seen.setdefault(found, index)
     return first_N
 

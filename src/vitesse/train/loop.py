@@ -29,7 +29,7 @@ from vitesse.train.checkpoint import Checkpoints, Progress, is_to_go_on
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
 from vitesse.train.recipe_files import load_recipe
-from vitesse.train.record import RunLog, make_folder
+from vitesse.train.record import DATA_CHECK_FILE, RunLog, make_folder
 from vitesse.train.schedule import DropPathSchedule
 from vitesse.train.setup import fitted, initial_model, make_accelerator, prepared, splits
 from vitesse.train.sharding import whole
@@ -75,6 +75,7 @@ def train(
     recipe: str | Path | None = None,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     strict: bool = False,
+    stop_file: str | Path | None = None,
 ) -> TrainResult:
     """Train or fine-tune a model for its task; goes on by itself where `out` holds an unfinished run.
 
@@ -86,9 +87,11 @@ def train(
         recipe: a shipped recipe's name or a YAML file; by default the one of the model's task.
         overrides: `key=value` texts, or a mapping, over the recipe.
         strict: decode every picture before training, and refuse data of which one cannot be read.
+        stop_file: once there is such a file, the run stops as by the signal that it names; for training in a
+            thread, which signals do not reach.
 
     Raises:
-        StoppedError: SIGTERM or SIGINT came; the run is saved and the same call goes on with it.
+        StoppedError: SIGTERM, SIGINT or `stop_file` came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
     task = task_of(model)
@@ -111,7 +114,7 @@ def train(
         train_source=train_source,
         val_source=val_source,
     )
-    with StopSignals() as signals:
+    with StopSignals(Path(stop_file) if stop_file else None) as signals:
         try:
             trainer = Trainer(facts, signals)
             trainer.check_pictures(strict)
@@ -225,18 +228,30 @@ class Trainer:
     def check_pictures(self, strict: bool) -> None:
         """Tell what is odd about the data: its balance, copies, and with `strict` what cannot be decoded.
 
+        Every picture of it is named in `data_check.json`. The first process looks, where a run begins.
+
         Raises:
             DataError: `strict`, and a picture cannot be decoded.
+            StopRequestedError: a signal came.
         """
-        if not strict and (not self.accelerator.is_main_process or self.folder.checkpoints.exist()):
-            return
-        workers = max(1, self.recipe.workers)
-        facts = self.facts
-        lines, faulty = facts.task.look_over(facts.train_source, facts.val_source, strict, workers)
-        for line in lines:
+
+        def look() -> None:
+            if self.accelerator.is_main_process and not self.folder.checkpoints.exist():
+                self._look_over(strict)
+
+        from_all(self.accelerator, look)
+
+    def _look_over(self, strict: bool) -> None:
+        facts, workers = self.facts, max(1, self.recipe.workers)
+        found = facts.task.look_over(
+            facts.train_source, facts.val_source, strict, workers, self.signals.check
+        )
+        for line in found.lines():
             self.log.note(line, 0)
-        if strict and faulty:
-            raise DataError(f"--strict: {lines[-1]}; mend or remove it")
+        self.log.describe_data(found.to_dict())
+        if strict and found.faulty:
+            path = facts.out / DATA_CHECK_FILE
+            raise DataError(f"--strict: {found.lines()[-1]}; mend or remove what {path} names")
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet."""

@@ -15,6 +15,7 @@ from threading import Event, Thread
 from typing import Any
 
 from vitesse.errors import StoppedError, TrainingError, VitesseError, require
+from vitesse.files import write_atomically
 from vitesse.progress import is_first_process, say
 from vitesse.spec import from_mapping
 from vitesse.train.folder import run_files
@@ -28,6 +29,8 @@ from vitesse.train.tasks import task_of
 MAX_FAILURES = 3
 """So often a run goes on from its last checkpoint after a worker was lost."""
 POLL_SECONDS = 0.2
+SAVE_SECONDS = 30.0
+"""So long workers have to end their step and save, once a signal has come to the driver."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """Of Ray: no report to its makers, and what workers say is not logged a second time."""
 
@@ -43,7 +46,8 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
 
     Raises:
         MissingExtraError: Ray is not installed.
-        StoppedError: SIGTERM or SIGINT came; the same call goes on from the last checkpoint.
+        StoppedError: SIGTERM or SIGINT came; the same call goes on from where the workers saved, or, where
+            they could not within `SAVE_SECONDS`, from the last checkpoint.
         TrainingError: workers were lost too often.
         VitesseError: of `vitesse.train`.
     """
@@ -54,14 +58,16 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     train_source, val_source = splits(task, data, settings)
     out = Path(options["out"]).resolve()
     make_folder(out)
-    call = {"data": str(data), **options, "out": str(out)}
+    stop_file = out / "ray" / "stop"
+    stop_file.unlink(missing_ok=True)
+    call = {"data": str(data), **options, "out": str(out), "stop_file": str(stop_file)}
     started = not ray.is_initialized()
     with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of lost workers
         try:
             if started:
                 _start(ray, workers)
             with StopSignals() as signals, _passed_on(_speech(out)):
-                outcome = _wait_for(lambda: _fit_again_and_again(ray, call, workers), signals)
+                outcome = _wait_for(lambda: _fit_again_and_again(ray, call, workers), signals, stop_file)
         except StopRequestedError as error:
             ray.shutdown()
             raise StoppedError(
@@ -87,11 +93,13 @@ def _start(ray: Any, workers: int | None) -> None:
     ray.init(address=address, logging_level="ERROR", log_to_driver=False, **here)
 
 
-def _wait_for(work: Callable[[], dict[str, Any]], signals: StopSignals) -> dict[str, Any]:
+def _wait_for(work: Callable[[], dict[str, Any]], signals: StopSignals, stop_file: Path) -> dict[str, Any]:
     """What `work` gives, done in another thread, since Ray would take the signals of this one.
 
+    A signal is passed on to the workers in `stop_file`.
+
     Raises:
-        StopRequestedError: a signal came first.
+        StopRequestedError: a signal came, and `work` did not end within `SAVE_SECONDS`.
     """
     outcome: Future[dict[str, Any]] = Future()
 
@@ -103,7 +111,11 @@ def _wait_for(work: Callable[[], dict[str, Any]], signals: StopSignals) -> dict[
 
     Thread(target=run, daemon=True).start()
     while not wait([outcome], POLL_SECONDS).done:
-        signals.check()
+        if signals.received:
+            with contextlib.suppress(OSError):
+                write_atomically(stop_file, signals.received.encode())
+            if not wait([outcome], SAVE_SECONDS).done:
+                signals.check()
     return outcome.result()
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: `recipe.yaml`, `metrics.jsonl`, trackers, lines for a person."""
+"""What a run leaves to read: recipe, metrics, what is wrong with the data, trackers, lines for a person."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vitesse.train.recipe import Recipe, recipe_values
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
 REFUSED_FILE = "refused.txt"
+DATA_CHECK_FILE = "data_check.json"
 
 
 class RunLog:
@@ -115,6 +116,11 @@ class RunLog:
         if self.writes:
             with self.survived("the list of refused pictures"):
                 write_atomically(self.folder / REFUSED_FILE, "".join(f"{name}\n" for name in known).encode())
+
+    def describe_data(self, found: Mapping[str, Any]) -> None:
+        """Leave what a check of the data found, in `data_check.json`."""
+        with self.survived("the check of the data"):
+            write_atomically(self.folder / DATA_CHECK_FILE, json.dumps(found, indent=1).encode())
 
     @contextlib.contextmanager
     def survived(self, what: str) -> Iterator[None]:

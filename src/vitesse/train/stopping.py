@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,15 @@ def is_lost_connection(error: RuntimeError) -> bool:
 class StopSignals:
     """While entered, SIGTERM and SIGINT are remembered; one that comes later again ends the process as ever.
 
-    Outside the main thread, where signals cannot be caught, nothing is.
+    Outside the main thread signals cannot be caught, and only `file` is looked for.
 
-    Attributes:
-        received: the signal's name, or None.
+    Args:
+        file: once it is there, the signal that it names has come.
     """
 
-    def __init__(self) -> None:
-        self.received: str | None = None
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self._received: str | None = None
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -63,9 +65,16 @@ class StopSignals:
     ) -> None:
         self._restore()
 
+    @property
+    def received(self) -> str | None:
+        """The signal's name, or None."""
+        if self._received is None and self.file is not None and self.file.exists():
+            self._received = self.file.read_text()
+        return self._received
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._since = signal.Signals(number).name, time.monotonic()
+        if self._received is None:
+            self._received, self._since = signal.Signals(number).name, time.monotonic()
         elif time.monotonic() - self._since > SAME_WISH_SECONDS:
             self._restore()
             signal.raise_signal(number)
@@ -80,8 +89,8 @@ class StopSignals:
         Raises:
             StopRequestedError: a signal has come.
         """
-        if self.received:
-            raise StopRequestedError(self.received)
+        if received := self.received:
+            raise StopRequestedError(received)
 
 
 class StoppableEngine:

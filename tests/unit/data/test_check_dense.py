@@ -90,6 +90,14 @@ def test_strict_refuses_with_one_line(faulty: Path) -> None:
         check_boxes(open_boxes(faulty), strict=True)
 
 
+def test_a_check_ends_when_told(faulty: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_boxes(open_boxes(faulty), check=stop)
+
+
 def test_the_record_names_every_one(faulty: Path) -> None:
     record = json.loads(json.dumps(check_boxes(open_boxes(faulty)).to_dict()))
     assert record["pictures"] == 5

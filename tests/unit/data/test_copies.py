@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vitesse.data.subset as subset
+import vitesse.data.check as check
 from vitesse.data.sources import (
     ArrowSource,
     FileSource,
@@ -104,7 +104,7 @@ def test_where_too_much_were_to_be_read_nothing_is(
     source = Texts(["abc"] * 20, [0] * 20)
     assert {len(part) for part in hold_out(source, 0.1, 0)} == {0, 20}
     assert len(source.reads) == 20
-    monkeypatch.setattr(subset, limit, value)
+    monkeypatch.setattr(check, limit, value)
     assert [len(part) for part in hold_out(source, 0.1, 0)] == [18, 2]
     assert len(source.reads) == 20
 

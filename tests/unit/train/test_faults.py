@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 
 import vitesse.provenance as provenance
 from vitesse import load
+from vitesse.data.check import DataCheck
 from vitesse.data.loader import AugmentedPictures
 from vitesse.data.sampler import epoch_order
 from vitesse.data.sources import FileSource, Source
@@ -45,6 +46,7 @@ from vitesse.train.recipe_files import load_recipe
 from vitesse.train.step import StepResult
 from vitesse.train.stopping import StoppableEngine
 from vitesse.train.tasks import TASKS
+from vitesse.train.tasks.classify import Classify
 from vitesse.train.teacher import Teacher
 
 Run = Callable[..., TrainResult]
@@ -660,11 +662,40 @@ def test_unreadable_pictures_are_listed_also_after_a_resume(
 
 
 def test_strict_refuses_unreadable_pictures_before_training(colours: Path, tmp_path: Path, run: Run) -> None:
-    spoil(colours, "blue/003.png", "red/010.png")
-    with pytest.raises(DataError, match=r"--strict: 2 pictures cannot be read.*blue/003.png") as caught:
+    spoilt = spoil(colours, "blue/003.png", "red/010.png")
+    copy = shutil.copy(colours / "red" / "001.png", colours / "red" / "zzz.png")
+    with pytest.raises(DataError, match=r"--strict: 2 pictures cannot be read.*data_check.json") as caught:
         run(colours, tmp_path / "run", strict=True)
     assert "\n" not in str(caught.value)
+    found = json.loads((tmp_path / "run" / "data_check.json").read_text())
+    assert {bad["name"] for bad in found["unreadable"]} == set(map(str, spoilt))
+    copies = [sorted(same["train"] + same["val"]) for same in found["duplicates"]]
+    assert [str(colours / "red" / "001.png"), str(copy)] in copies
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_signal_ends_the_check_before_training_which_a_resumed_run_leaves_out(
+    data: Path, tmp_path: Path, run: Run, first_epoch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    check_pictures, look_over = Trainer.check_pictures, Classify.look_over
+
+    def signalled(self: Trainer, strict: bool) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        check_pictures(self, strict)
+
+    def counted(self: Classify, *arguments: Any) -> DataCheck:
+        looked.append(True)
+        return look_over(self, *arguments)
+
+    monkeypatch.setattr(Classify, "look_over", counted)
+    monkeypatch.setattr(Trainer, "check_pictures", signalled)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM before the first step"):
+        run(data, tmp_path / "run", strict=True)
+    shutil.copytree(first_epoch, tmp_path / "begun")
+    with pytest.raises(StoppedError, match="stopped by SIGTERM at step 7"):
+        run(data, tmp_path / "begun", strict=True)
+    assert len(looked) == 1
 
 
 def few(folder: Path, keep: dict[str, int]) -> Path:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitesse.data.check import check_data, check_trainable, class_balance
+from vitesse.data.check import DataCheck, check_data, check_trainable, class_balance
 from vitesse.data.contract import Pictures
 from vitesse.data.loader import Batch
 from vitesse.data.sources import Source
@@ -43,9 +43,10 @@ class Classify:
     def check(self, source: Pictures) -> None:
         check_trainable(cast(Source, source))
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> tuple[list[str], bool]:
-        found = check_data(cast(Source, train), cast(Source, val), decode=decode, workers=workers)
-        return found.lines(), bool(found.unreadable)
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> DataCheck:
+        return check_data(cast(Source, train), cast(Source, val), decode=decode, workers=workers, check=check)
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:
         return class_balance(cast(Source, source))

@@ -35,6 +35,20 @@ class Loss(Protocol):
         """Pictures that teach nothing, for a process that can read none."""
 
 
+class LookedOver(Protocol):
+    """What is odd about data."""
+
+    @property
+    def faulty(self) -> bool:
+        """Whether strict training refuses it."""
+
+    def lines(self) -> list[str]:
+        """For a person, the worst last."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, with every picture's name, as plain JSON values."""
+
+
 class Task(Protocol):
     """What training asks of a task.
 
@@ -56,10 +70,15 @@ class Task(Protocol):
             DataError: nothing can be learnt from it.
         """
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> tuple[list[str], bool]:
-        """What is odd about the data, a line each, the worst last; and whether that is a fault.
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> LookedOver:
+        """What is odd about the data.
 
-        `decode` tells whether every picture must be decoded for it.
+        Args:
+            decode: whether every picture must be decoded for it.
+            workers: threads.
+            check: called before every picture, in these threads; may raise.
         """
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,25 @@ class Inputs:
         return x_BCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else x_BCHW
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitsChecked:
+    """What is odd about two splits, as `LookedOver`."""
+
+    train: DenseCheck
+    val: DenseCheck
+
+    @property
+    def faulty(self) -> bool:
+        return self.train.faulty or self.val.faulty
+
+    def lines(self) -> list[str]:
+        splits = {"training": self.train, "held out": self.val}
+        return [f"{name}: {line}" for name, found in splits.items() for line in found.lines()]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"train": self.train.to_dict(), "val": self.val.to_dict()}
+
+
 def check_pictures(source: Pictures) -> None:
     """
     Raises:
@@ -40,12 +60,6 @@ def check_pictures(source: Pictures) -> None:
     """
     if not len(source):
         raise DataError("training needs pictures, there are none")
-
-
-def told(train: DenseCheck, val: DenseCheck) -> tuple[list[str], bool]:
-    """What is odd about two splits, and whether a fault is among it."""
-    lines = [f"training: {line}" for line in train.lines()] + [f"held out: {line}" for line in val.lines()]
-    return lines, train.faulty or val.faulty
 
 
 def check_dense_recipe(recipe: Recipe) -> None:

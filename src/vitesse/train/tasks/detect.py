@@ -21,7 +21,7 @@ from vitesse.metrics.dense import BoxesFound
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import ClassTable, Measure
-from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
+from vitesse.train.tasks.dense import Inputs, SplitsChecked, check_dense_recipe, check_pictures
 from vitesse.train.tasks.shown import worst_boxes
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ class Detect:
     def check(self, source: Pictures) -> None:
         check_pictures(source)
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> tuple[list[str], bool]:
-        return told(
-            check_boxes(cast(BoxSource, train), decode=decode, workers=workers),
-            check_boxes(cast(BoxSource, val), decode=decode, workers=workers),
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> SplitsChecked:
+        return SplitsChecked(
+            train=check_boxes(cast(BoxSource, train), decode=decode, workers=workers, check=check),
+            val=check_boxes(cast(BoxSource, val), decode=decode, workers=workers, check=check),
         )
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:

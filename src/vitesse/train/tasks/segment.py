@@ -23,7 +23,7 @@ from vitesse.metrics.dense import MapsCounted
 from vitesse.spec import PreprocessSpec
 from vitesse.train.recipe import Recipe
 from vitesse.train.report import ClassTable, Measure
-from vitesse.train.tasks.dense import Inputs, check_dense_recipe, check_pictures, told
+from vitesse.train.tasks.dense import Inputs, SplitsChecked, check_dense_recipe, check_pictures
 from vitesse.train.tasks.shown import worst_maps
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Segment:
     def check(self, source: Pictures) -> None:
         check_pictures(source)
 
-    def look_over(self, train: Pictures, val: Pictures, decode: bool, workers: int) -> tuple[list[str], bool]:
-        return told(
-            check_maps(cast(MapSource, train), decode=decode, workers=workers),
-            check_maps(cast(MapSource, val), decode=decode, workers=workers),
+    def look_over(
+        self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
+    ) -> SplitsChecked:
+        return SplitsChecked(
+            train=check_maps(cast(MapSource, train), decode=decode, workers=workers, check=check),
+            val=check_maps(cast(MapSource, val), decode=decode, workers=workers, check=check),
         )
 
     def amounts(self, source: Pictures) -> NDArray[np.int64]:
