@@ -257,6 +257,7 @@ def _check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> N
         if flat_saved.get(key) != flat_now.get(key)
     ]
     if changed:
+        _read(path)  # or is damaged, which explains it
         raise TrainingError(
             f"{path} is of another run ({'; '.join(changed)}); give another --out, or the same options"
         )

@@ -850,7 +850,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "one byte short": lambda state: state[:-1],
     "a flipped bit in a tensor": lambda state: flipped(state, len(state) - 1000),
     "a flipped bit in the progress": lambda state: flipped(state, state.index(rb"\"step\": 6") + 10),
-    "a flipped bit in the run": lambda state: flipped(state, state.index(rb"\"batch_size\": 8") + 16),
+    "a flipped bit in the run": lambda state: flipped(
+        state, state.index(rb"\"batch_size\": 8", state.index(b'"run":')) + 16
+    ),
 }
 
 
