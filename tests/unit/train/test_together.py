@@ -160,10 +160,14 @@ def test_a_stop_while_a_teacher_is_asked_is_told_to_all(
     assert not path.exists()
 
 
-def test_a_stop_during_fresh_statistics_is_told_to_all(processes: Processes, source: Source) -> None:
+def test_a_stop_during_fresh_statistics_is_told_to_all(
+    processes: Processes, source: Source, tmp_path: Path
+) -> None:
+    (tmp_path / "stop-1").write_text("SIGTERM")
+
     def refresh(accelerator: Any) -> nn.Module:
-        signals, accelerator.device = StopSignals(), torch.device("cpu")
-        signals.received = "SIGTERM" if accelerator.process_index == 1 else None
+        signals = StopSignals(tmp_path / f"stop-{accelerator.process_index}")
+        accelerator.device = torch.device("cpu")
         trainer = SimpleNamespace(
             accelerator=accelerator,
             signals=signals,
