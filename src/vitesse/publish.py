@@ -11,7 +11,7 @@ from vitesse.errors import ConfigError, WeightsError, require
 from vitesse.files import write_atomically
 from vitesse.models.loading import manifest_for
 from vitesse.runtime.artefact import read_artefact
-from vitesse.spec import Manifest, to_mapping
+from vitesse.spec import Manifest, Task, to_mapping
 from vitesse.weights.files import read_checkpoint_header
 from vitesse.weights.hub import is_transfer_error
 
@@ -139,6 +139,22 @@ def _manifest(path: Path) -> Manifest:
     return manifest_for(*read_checkpoint_header(path))
 
 
+HUB_TASKS: Mapping[Task, str] = {
+    "classify": "image-classification",
+    "detect": "object-detection",
+    "segment": "image-segmentation",
+    "promptable": "mask-generation",
+}
+METRICS = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("accuracy", "top-5 accuracy"),
+    "ap": ("mAP", "AP"),
+    "ap50": ("mAP", "AP50"),
+    "miou": ("mean_iou", "mean IoU"),
+}
+"""Figures of a manifest: type and name on the Hub."""
+
+
 def _card(manifest: Manifest, name: str, use: str) -> str:
     """The model card: facts of the manifest and nothing else."""
     sections = [
@@ -160,22 +176,23 @@ def _front_matter(manifest: Manifest, name: str) -> str:
         dataset = str(manifest.accuracy["dataset"])
         results = [
             hub.EvalResult(
-                task_type="image-classification",
+                task_type=HUB_TASKS[manifest.task],
                 dataset_type=dataset,
                 dataset_name=dataset,
                 dataset_split=manifest.accuracy.get("split"),
-                metric_type="accuracy",
-                metric_name=f"top-{k} accuracy",
-                metric_value=manifest.accuracy[f"top{k}"],
+                metric_type=kind,
+                metric_name=metric,
+                metric_value=manifest.accuracy[key],
             )
-            for k in (1, 5)
+            for key, (kind, metric) in METRICS.items()
+            if key in manifest.accuracy
         ]
     data = hub.ModelCardData(
         license=("other" if " " in manifest.licence else manifest.licence.lower()) or None,
         license_name=manifest.licence if " " in manifest.licence else None,
         library_name="vitesse",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "vitesse", manifest.model.name],
+        pipeline_tag=HUB_TASKS[manifest.task],
+        tags=[HUB_TASKS[manifest.task], "vitesse", manifest.model.name],
         model_name=name if results else None,
         eval_results=results,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from vitesse.cli import run
 from vitesse.errors import ArtefactError, ConfigError, WeightsError
 from vitesse.models import build, load_checkpoint
-from vitesse.publish import prepare, push
+from vitesse.publish import prepare, push, write_card
 from vitesse.runtime.artefact import bundled_artefact, read_artefact
 from vitesse.spec import ModelSpec
 from vitesse.weights import save_weights
@@ -124,3 +126,9 @@ def test_files_that_do_not_go_together(tiny_artefact, checkpoint, tmp_path):
             prepare([checkpoint], name)
     with pytest.raises(ArtefactError):
         prepare([tmp_path / "absent.onnx"], "me/x")
+
+
+def test_a_detector_has_a_card(tmp_path: Path) -> None:
+    card = write_card(bundled_artefact("bccd"), tmp_path).read_text()
+    for fact in ("pipeline_tag: object-detection", "name: AP50", "type: mAP"):
+        assert fact in card
