@@ -15,6 +15,7 @@ from vitesse.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 Task = Literal["classify", "detect", "segment", "promptable"]
+Resize = Literal["crop", "squash", "fit", "short"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,14 +134,16 @@ class PreprocessSpec:
         image_size: (height, width) of the result in pixels.
         resize: `crop` resizes the shorter side to `image_size / crop_pct` and takes the centre;
             `squash` resizes both sides to `image_size` and keeps the whole picture; `fit` keeps the picture's
-            shape too, and fills up with the mean at the bottom or the right.
+            shape too, and fills up with the mean at the bottom or the right; `short` resizes the shorter side
+            to that of `image_size` and the longer one to the next multiple of 32 of what keeps the shape, so
+            that each picture has a size of its own, for models that take any.
         crop_pct: share of the resized shorter side that the centre crop keeps, 0 to 1.
         interpolation: antialiased resampling filter.
         mean, std: per channel, of pixel values in 0..1.
     """
 
     image_size: tuple[int, int] = (224, 224)
-    resize: Literal["crop", "squash", "fit"] = "crop"
+    resize: Resize = "crop"
     crop_pct: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -148,8 +151,8 @@ class PreprocessSpec:
 
     def __post_init__(self) -> None:
         as_size(self.image_size)
-        if self.resize not in ("crop", "squash", "fit"):
-            raise ConfigError(f"resize: expected crop, squash or fit, got {self.resize!r}")
+        if self.resize not in get_args(Resize):
+            raise ConfigError(f"resize: expected {', '.join(get_args(Resize))}, got {self.resize!r}")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}")
         if not 0 < self.crop_pct <= 1:
@@ -158,6 +161,11 @@ class PreprocessSpec:
             raise ConfigError(
                 f"mean and std: expected one positive std a mean, got {self.mean} and {self.std}"
             )
+
+    @property
+    def of_one_size(self) -> PreprocessSpec:
+        """The same, where every picture becomes `image_size`."""
+        return dataclasses.replace(self, resize="squash") if self.resize == "short" else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +237,7 @@ class Manifest:
             )
         if self.task != "classify" and self.preprocess.resize == "crop":
             raise ConfigError(
-                f"manifest: to {self.task}, preprocess must keep the whole picture: squash or fit"
+                f"manifest: to {self.task}, preprocess must keep the whole picture: squash, fit or short"
             )
         if len(self.preprocess.mean) != self.model.in_chans:
             raise ConfigError(

@@ -117,7 +117,8 @@ def export(
     count = PARITY_IMAGES[manifest.task]
     images_BCHW = _noise(preprocess, count) if source is None else _real_images(source, preprocess, count)
     folded = fold(module) if isinstance(module, VisionModel) else module
-    proto = to_onnx(folded, manifest.model, dynamic_size=dynamic_size)
+    any_size = dynamic_size or preprocess.resize == "short"
+    proto = to_onnx(folded, manifest.model, dynamic_size=any_size)
     if precision == "fp16":
         proto = to_half(proto)
     with tempfile.TemporaryDirectory() as name:
@@ -190,7 +191,7 @@ def _real_images(source: Pictures, preprocess: PreprocessSpec, count: int) -> ND
         if len(tensors) == count:
             break
         try:
-            tensors.append(load_tensor(source.read(index), preprocess))
+            tensors.append(load_tensor(source.read(index), preprocess.of_one_size))
         except (ImageError, OSError):
             continue
     if not tensors:

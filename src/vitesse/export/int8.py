@@ -141,7 +141,7 @@ def calibration_images(source: Pictures, preprocess: PreprocessSpec) -> NDArray[
     tensors, refusal = [], ""
     for index in range(len(source)):
         try:
-            tensors.append(load_tensor(source.read(index), preprocess))
+            tensors.append(load_tensor(source.read(index), preprocess.of_one_size))
         except (ImageError, OSError) as error:
             refusal = f"; {source.name(index)}: {error}"
     if len(tensors) < MIN_CALIBRATION_IMAGES:

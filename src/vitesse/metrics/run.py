@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,8 +96,9 @@ def _drawn(count: int, mux_width: int, mates: int) -> NDArray[np.int64]:
 def shown(
     engine: Engine, source: Pictures, showing: Showing, order_N: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[np.int64], list[tuple[int, int]]]]:
-    """What an engine gives for the readable pictures, batch by batch: its outputs, the pictures' indices, and
-    their own (height, width). They are shown in the order of `order_N`, by default as they come."""
+    """What an engine gives for the readable pictures, batch by batch, in each those of one shape: its
+    outputs, the pictures' indices, and their own (height, width). They are shown in the order of `order_N`,
+    by default as they come."""
 
     def load(index: int) -> tuple[NDArray[np.float32], tuple[int, int]] | None:
         try:
@@ -115,8 +117,8 @@ def shown(
         decoding = start(0)
         for first in track(range(0, len(source), size), "evaluate", -(-len(source) // size)):
             decoded, decoding = decoding, start(first + size)
-            loaded = {index: future.result() for index, future in decoded}
-            readable = {index: item for index, item in loaded.items() if item is not None}
-            if readable:
-                tensors, sizes = zip(*readable.values(), strict=True)
-                yield engine.run(np.stack(tensors)), np.fromiter(readable, np.int64), list(sizes)
+            loaded = [(index, future.result()) for index, future in decoded]
+            readable = [(index, *item) for index, item in loaded if item is not None]
+            for _, alike in groupby(readable, lambda item: item[1].shape):
+                indices, tensors, sizes = zip(*alike, strict=True)
+                yield engine.run(np.stack(tensors)), np.array(indices, np.int64), list(sizes)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.create import create_model
 from vitesse.models.promptable import PromptableModel
 from vitesse.models.release import release_metadata
-from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, from_mapping
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, Resize, from_mapping
 from vitesse.weights.keymaps import TIMM_PREFIX
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
 
 
 def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -> Manifest:
-    """`manifest_for` with what a model knows by itself; without preprocessing, what is dense sees it all."""
+    """`manifest_for` with what a model knows by itself. Without preprocessing, what is dense sees it all, of
+    ADE20K's pictures as its authors do: at a shorter side of the model's."""
     manifest = manifest_for(module.spec, metadata)
     own: dict[str, Any] = {
         "task": getattr(module, "task", "classify"),
@@ -49,7 +50,8 @@ def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -
     if isinstance(module, PromptableModel):
         own |= {"class_names": module.class_names, "preprocess": module.preprocess}
     elif own["task"] != "classify" and not metadata.get("preprocess"):
-        own["preprocess"] = dataclasses.replace(manifest.preprocess, resize="fit")
+        resize: Resize = "short" if facts(module.spec.name).dataset == "ADE20K" else "fit"
+        own["preprocess"] = dataclasses.replace(manifest.preprocess, resize=resize)
     return dataclasses.replace(manifest, **own)
 
 

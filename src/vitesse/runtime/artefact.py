@@ -211,6 +211,11 @@ def _check_graph(path: Path, facts: OnnxFacts, manifest: Manifest) -> None:
     wanted = (manifest.model.in_chans, *manifest.preprocess.image_size)
     batch, *image = facts.input_shape or (0,)
     agrees = len(image) == 3 and all(got in (None, want) for got, want in zip(image, wanted, strict=True))
+    if manifest.preprocess.resize == "short" and any(image[1:]):
+        raise ArtefactError(
+            f"{path}: the manifest gives each picture a size of its own, the graph takes "
+            f"{facts.input_shape}; export it again"
+        )
     if batch not in (None, 1) or not agrees:
         raise ArtefactError(
             f"{path}: the manifest says input (B, {', '.join(map(str, wanted))}), the graph takes "

@@ -44,11 +44,18 @@ __all__ = [
     "read_for_display",
     "read_image",
     "resized_size",
+    "short_sided_size",
     "to_rgb",
 ]
 
 DRAFT_GAP = 2.0
 """A JPEG decoded small stays at least this many times larger than the resized picture (see `load_tensor`)."""
+
+SHORT_MULTIPLE = 32
+"""Pixels, see `PreprocessSpec.resize`: the stride of the coarsest feature map."""
+
+LONGEST = 16
+"""Of such a picture, the longer side over the shorter at most: its input would have no bounds."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _MODES = {1: "L", 3: "RGB"}
@@ -89,7 +96,7 @@ class Placement:
 def place(size: tuple[int, int], spec: PreprocessSpec) -> Placement:
     """Where a picture of `size` (height, width) lies in the input that `spec` makes of it."""
     resized = resized_size(size, spec)
-    if spec.resize == "fit":
+    if spec.resize in ("fit", "short"):
         return Placement(size, resized, (0, 0), resized)
     top, left = (round((side - kept) / 2) for side, kept in zip(resized, spec.image_size, strict=True))
     return Placement(size, resized, (top, left), spec.image_size)
@@ -173,6 +180,8 @@ def resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]
     height, width = size
     if spec.resize == "fit":
         return fitted_size(size, spec.image_size)
+    if spec.resize == "short":
+        return short_sided_size(size, min(spec.image_size))
     target_h, target_w = (math.floor(side / spec.crop_pct) for side in spec.image_size)
     if target_h != target_w:
         ratio = min(height / target_h, width / target_w)
@@ -187,6 +196,18 @@ def fitted_size(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]
     scale = min(space / side for space, side in zip(room, size, strict=True))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
+
+
+def short_sided_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """The (height, width) of a picture with a shorter side of `shorter`, the other a multiple of 32 pixels.
+
+    Raises:
+        ImageError: one side is more than `LONGEST` times the other.
+    """
+    if max(size) > LONGEST * min(size):
+        raise ImageError(f"expected sides of at most {LONGEST}:1, got {size[1]}x{size[0]} pixels; cut it up")
+    longer = math.ceil(max(size) * shorter / min(size) / SHORT_MULTIPLE) * SHORT_MULTIPLE
+    return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
 
 def preprocess_array(
@@ -222,7 +243,7 @@ def preprocess_bands(
     size = (checked_HWC.shape[0], checked_HWC.shape[1])
     placed = place(size, spec)
     (height, width), box = placed.shown, _window(placed, size)
-    x_CHW = np.zeros((len(spec.mean), *spec.image_size), np.float32)
+    x_CHW = np.zeros((len(spec.mean), *_input_size(placed.shown, spec)), np.float32)
     for x_HW, band_HW, mean, std in zip(
         x_CHW, np.ascontiguousarray(checked_HWC.transpose(2, 0, 1)), spec.mean, spec.std, strict=True
     ):
@@ -249,6 +270,11 @@ def _window(
     )
 
 
+def _input_size(shown: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """(height, width) of the input of which a picture fills `shown`."""
+    return shown if spec.resize == "short" else spec.image_size
+
+
 def _resample(decoded: Decoded, spec: PreprocessSpec) -> Image.Image:
     """Resize and crop at once: a window of the full picture, scaled to the pixels that were decoded."""
     if (mode := _MODES.get(len(spec.mean))) is None:
@@ -263,10 +289,11 @@ def _resample(decoded: Decoded, spec: PreprocessSpec) -> Image.Image:
 
 
 def _normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """(C, H, W) of `spec.image_size`; where a picture that was fitted leaves room, the mean: 0."""
+    """(C, H, W) of the input's size; where a picture that was fitted leaves room, the mean: 0."""
     scale, offset = _scale_and_offset(spec.mean, spec.std)
-    filled = (image.height, image.width) == spec.image_size
-    x_CHW = (np.empty if filled else np.zeros)((len(scale), *spec.image_size), np.float32)
+    shown = image.height, image.width
+    size = _input_size(shown, spec)
+    x_CHW = (np.empty if shown == size else np.zeros)((len(scale), *size), np.float32)
     shown_CHW = x_CHW[:, : image.height, : image.width]
     for x_HW, band, factor, shift in zip(shown_CHW, image.split(), scale, offset, strict=True):
         np.multiply(np.asarray(band), factor, out=x_HW)

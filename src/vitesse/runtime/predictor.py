@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
 Arrays are as `preprocess_array` takes them: RGB (H, W, 3) uint8, or bands (H, W, C).
 """
 
-Loaded = tuple[NDArray[np.float32], tuple[int, int]] | str
-"""What came of a source: its tensor (C, H, W) and its own (height, width), or why there is none."""
+Sized = tuple[NDArray[np.float32], tuple[int, int]]
+"""The tensor (C, H, W) of a picture, and its own (height, width)."""
+
+Loaded = Sized | str
+"""What came of a source, or why there is nothing."""
 
 Outcome = Mapping[str, Any] | str
 """What came of a tensor: what its record says beside source and model, or why there is nothing."""
@@ -178,18 +182,21 @@ class Predictor:
             says = {"error": outcome} if isinstance(outcome, str) else outcome
             yield self._record(source=name, model=self.artefact.manifest.model.name, **says)
 
-    def _infer(self, loaded: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> list[Outcome]:
-        """What the records say, or an error, for each tensor. A batch that fails is run again one by one, so
-        that one picture cannot spoil the others."""
-        if not loaded:
-            return []
+    def _infer(self, loaded: list[Sized]) -> list[Outcome]:
+        """What the records say, or an error, for each tensor; those of one shape run together."""
+        groups = groupby(loaded, lambda item: item[0].shape)
+        return [outcome for _, group in groups for outcome in self._infer_batch(list(group))]
+
+    def _infer_batch(self, loaded: list[Sized]) -> list[Outcome]:
+        """The same of one shape. A batch that fails is run again one by one, so that one picture cannot spoil
+        the others."""
         try:
             outputs = self.engine.run(np.stack([x_CHW for x_CHW, _ in loaded]))
             return self._read(outputs, [size for _, size in loaded])
         except Exception as error:
             if len(loaded) == 1:
                 return [_one_line(error)]
-            return [self._infer([item])[0] for item in loaded]
+            return [self._infer_batch([item])[0] for item in loaded]
 
     def _read(self, outputs: Sequence[NDArray[Any]], sizes: Sequence[tuple[int, int]]) -> list[Outcome]:
         """What the outputs of a batch mean for pictures of these (height, width)."""

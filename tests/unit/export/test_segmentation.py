@@ -11,20 +11,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 import vitesse.export.artefact as exporting
 from vitesse.cli import run
-from vitesse.errors import ConfigError, ExportError
+from vitesse.errors import ArtefactError, ConfigError, ExportError
+from vitesse.evaluate import evaluate
 from vitesse.export import export, fold
-from vitesse.export.onnx import OUTPUTS
+from vitesse.export.onnx import OUTPUTS, write_artefact
 from vitesse.export.verify import parity
 from vitesse.models import Backbone
 from vitesse.models.efficientvit_mit import CONFIGS
 from vitesse.models.engine import TorchEngine
 from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.runtime.engines import create_engine
+from vitesse.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, to_mapping
+from vitesse.weights import save_weights
 
 NAME, SIZE = "efficientvit_seg_b0_cityscapes", (64, 96)
 ENGINES = pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -103,10 +107,17 @@ def test_the_manifest_says_what_the_outputs_are_and_how_equal(artefact: Artefact
 
 
 @pytest.fixture(scope="module")
-def any_size(
-    model: Backbone, saved: Callable[[Backbone], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Artefact:
-    return export(saved(model), tmp_path_factory.mktemp("any") / "m.onnx", dynamic_size=True)
+def any_size(short_sided: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return export(short_sided, tmp_path_factory.mktemp("any") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def short_sided(model: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its checkpoint, for pictures of sizes of their own."""
+    path = tmp_path_factory.mktemp("short") / "m.safetensors"
+    preprocess = to_mapping(PreprocessSpec(image_size=SIZE, resize="short"))
+    save_weights(path, model, {"class_names": ["blue", "green", "red"], "preprocess": preprocess})
+    return path
 
 
 @ENGINES
@@ -115,6 +126,46 @@ def test_a_file_for_any_size(
     any_size: Artefact, model: nn.Module, engine: str, size: tuple[int, int]
 ) -> None:
     check(any_size.at_size(size), model, engine, pictures(2, size))
+
+
+@pytest.mark.parametrize("source", ["any_size", "short_sided"], ids=["onnx", "torch"])
+def test_pictures_of_any_shape_are_scored_as_by_the_formula(
+    model: nn.Module, source: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Shorter side 64, longer side up to a multiple of 32, logits enlarged, classes at the picture's pixels."""
+    rng, shapes = np.random.default_rng(0), [(70, 130), (130, 70), (64, 64), (90, 110)]
+    counts_KK = np.zeros((3, 3))
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "classes.txt").write_text("blue\ngreen\nred\n")
+    for number, (height, width) in enumerate(shapes):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+        picture, labels_HW = small.resize((width, height)), rng.integers(0, 3, (height, width), np.uint8)
+        picture.save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(labels_HW).save(tmp_path / "masks" / f"{number}.png")
+        longer = -(-max(shapes[number]) * 64 // min(shapes[number]) // 32) * 32
+        seen = picture.resize((64, longer) if height > width else (longer, 64), Image.Resampling.BICUBIC)
+        x_HWC = (np.asarray(seen) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        with torch.no_grad():
+            logits_BKhw = model(torch.from_numpy(x_HWC.transpose(2, 0, 1)[None]).float())
+        classes_HW = F.interpolate(logits_BKhw, scale_factor=8, mode="bicubic").argmax(1)[0].numpy()
+        found_HW = np.asarray(Image.fromarray(classes_HW.astype(np.uint8)).resize((width, height), 0))
+        np.add.at(counts_KK, (labels_HW.ravel(), found_HW.ravel()), 1)
+    both_K = counts_KK.diagonal()
+    expected = (both_K / (counts_KK.sum(0) + counts_KK.sum(1) - both_K)).mean()
+    named = request.getfixturevalue(source)
+    found = evaluate(tmp_path, model=named if isinstance(named, Path) else named.path, split=None)
+    assert found.scores.images == 4  # type: ignore[union-attr]
+    assert found.scores.miou == pytest.approx(expected, abs=1e-3)  # type: ignore[union-attr]
+
+
+def test_one_size_for_pictures_of_sizes_of_their_own_is_refused(artefact: Artefact, tmp_path: Path) -> None:
+    preprocess = replace(artefact.manifest.preprocess, resize="short")
+    write_artefact(
+        onnx.load(artefact.path), replace(artefact.manifest, preprocess=preprocess), tmp_path / "m.onnx"
+    )
+    with pytest.raises(ArtefactError, match=r"a size of its own, the graph takes \(None, 3, 64, 96\)"):
+        read_artefact(tmp_path / "m.onnx")
 
 
 def test_a_folded_model_enlarges_without_resizing(model: nn.Module) -> None:
