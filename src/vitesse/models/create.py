@@ -113,6 +113,9 @@ def create_model(
             drop_path_rate=drop_path_rate,
         )
     )
+    for key, asked in (("num_classes", num_classes), ("distilled", distilled or None)):
+        if asked not in (None, own := getattr(model.spec, key)):
+            raise ConfigError(f"{key}: {name} has {own} and no other, got {asked}; leave it out")
     if pretrained:
         _load_pretrained(model, name)
     if features_only and isinstance(model, Backbone):
