@@ -327,8 +327,10 @@ def from_run_lengths(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 def _check_run_lengths(rle: Mapping[str, Any]) -> None:
     (height, width), counts = rle["size"], rle["counts"]
-    if sum(counts) != height * width or min(counts, default=0) < 0:
+    if sum(counts) != height * width:
         raise ValueError(f"expected counts of {height * width} pixels, got {sum(counts)}")
+    if min(counts, default=0) < 0:
+        raise ValueError(f"expected counts of {height * width} pixels, none below 0, got {min(counts)}")
 
 
 def _check_share(what: str, label: str, value: float) -> None:

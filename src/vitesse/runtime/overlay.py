@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from vitesse.results import Detections, Masks, SemanticMap
 from vitesse.runtime.drawing import fitted, scaled
@@ -34,6 +34,12 @@ def blend(image: Image.Image, mask_HW: NDArray[np.bool_], colour: Colour) -> Ima
     return Image.composite(Image.blend(image, tint, OPACITY), image, mask)
 
 
+def _edge(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """The outermost pixels of a mask scaled to (width, height)."""
+    mask = Image.fromarray(mask_HW).resize(size).convert("L")
+    return ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
+
+
 def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
     """The picture in RGB, scaled as `scaled` does, with a box, label and score for each object.
 
@@ -47,6 +53,7 @@ def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
     for detection in reversed(result.predictions):
         if (mask_HW := detection.mask()) is not None:
             canvas = blend(canvas, mask_HW, colours[detection.index])
+            canvas.paste(colours[detection.index], mask=_edge(mask_HW, canvas.size))
     draw = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 400))
     for detection in reversed(result.predictions):
