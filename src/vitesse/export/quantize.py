@@ -188,10 +188,10 @@ def noise(int8_proto: Any, images_BCHW: NDArray[np.float32]) -> Mapping[str, flo
     images_BCHW = images_BCHW[:NOISE_IMAGES]
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or len(images_BCHW)
     runs = [
-        session.run(wanted, {INPUT: images_BCHW[start : start + size]})
+        dict(zip(wanted, session.run(wanted, {INPUT: images_BCHW[start : start + size]}), strict=True))
         for start in range(0, len(images_BCHW), size)
     ]
-    values = {name: np.concatenate(parts) for name, parts in zip(wanted, zip(*runs), strict=True)}
+    values = {name: np.concatenate([run[name] for run in runs]) for name in wanted}
     values[INPUT] = images_BCHW
     found: dict[str, float] = {}
     for name, (before, after) in pairs.items():
