@@ -207,9 +207,15 @@ def _onnx(
     inputs: dict[str, list[int | str]],
     outputs: dict[str, list[int | str]],
     constants: dict[str, np.ndarray],
+    whole: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
+    """Inputs and outputs are float32, but for those that are `whole` numbers."""
+    kinds = dict.fromkeys(whole, TensorProto.INT64)
     ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in some.items()]
+        [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+            for name, shape in some.items()
+        ]
         for some in (inputs, outputs)
     ]
     held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
@@ -243,6 +249,53 @@ def make_promptable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return path
 
     return make
+
+
+INSTANCE_SIZE = (64, 96)
+
+
+@pytest.fixture(scope="session")
+def instances() -> dict[str, np.ndarray]:
+    """What the tiny detector with masks finds in any picture, by output: a disc, a ring, a doubtful disc."""
+    y, x = (np.mgrid[:28, :28] - 13.5) / 14
+    radius = np.hypot(x, y)
+    disc, ring = (1 / (1 + np.exp(20 * edge)) for edge in (radius - 0.9, abs(radius - 0.6) - 0.25))
+    return {
+        "boxes": np.array([[[8, 4, 40, 60], [50.5, 10.2, 110, 52.7], [1, 1, 9, 9], [0] * 4]], np.float32),
+        "scores": np.array([[0.9, 0.6, 0.1, 0]], np.float32),
+        "labels": np.array([[1, 0, 1, 0]], np.int64),
+        "masks": np.stack([disc, ring, disc, disc * 0])[None].astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="session")
+def instance_artefact(instances: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector with masks for one picture of `INSTANCE_SIZE` in a run, which gives `instances`."""
+    nodes = [helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0)]
+    nodes += [helper.make_node("Mul", ["mean", "none"], ["zero"])]
+    nodes += [
+        helper.make_node("Identity", [f"all {name}"], [name])
+        if name == "labels"
+        else helper.make_node("Add", [f"all {name}", "zero"], [name])
+        for name in instances
+    ]
+    model = _onnx(
+        nodes,
+        {"images": [1, 3, *INSTANCE_SIZE]},
+        {name: list(array.shape) for name, array in instances.items()},
+        {f"all {name}": array for name, array in instances.items()} | {"none": np.float32(0).reshape(())},
+        whole=("labels",),
+    )
+    manifest = Manifest(
+        model=ModelSpec(name="tiny_instances", image_size=INSTANCE_SIZE, num_classes=2),
+        class_names=("ring", "disc"),
+        preprocess=PreprocessSpec(image_size=INSTANCE_SIZE, resize="fit"),
+        task="detect",
+    )
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(manifest.to_dict())})
+    path = tmp_path_factory.mktemp("instances") / "instances.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -81,17 +81,33 @@ class Detection:
         score: 0..1.
         index: class index.
         bbox: left, top, width, height, as COCO has it.
+        segmentation: its pixels as COCO's run lengths, see `run_lengths`; a hundred objects of a large
+            picture take a few megabytes in this form. None of a model that gives boxes alone.
     """
 
     label: str
     index: int
     score: float
     bbox: tuple[float, float, float, float]
+    segmentation: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_share("score", self.label, self.score)
         if not all(map(math.isfinite, self.bbox)) or min(self.bbox[2:]) < 0:
             raise ValueError(f"bbox of {self.label!r}: expected left, top, width, height, got {self.bbox}")
+        if self.segmentation is not None:
+            _check_run_lengths(self.segmentation)
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """The pixels as bool (H, W), rows and columns of the picture as it came."""
+        return None if self.segmentation is None else from_run_lengths(self.segmentation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Label, index, score and bbox; where there is a mask also `segmentation`."""
+        record = to_mapping(self)
+        if self.segmentation is None:
+            del record["segmentation"]
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +128,15 @@ class Detections:
     def __post_init__(self) -> None:
         _check_size_or_error(self.source, self.size, self.error)
         _check_order(self.source, [p.score for p in self.predictions])
+        for found in self.predictions:
+            if found.segmentation is not None and tuple(found.segmentation["size"]) != self.size:
+                raise ValueError(
+                    f"{self.source}: expected masks of {self.size}, got {found.segmentation['size']}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON record: source, task, model, size, predictions of label, index, score and bbox, error."""
-        return to_mapping(self)
+        """The JSON record: source, task, model, size, predictions as `Detection.to_dict` gives, error."""
+        return to_mapping(self) | {"predictions": [found.to_dict() for found in self.predictions]}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Detections:
@@ -271,12 +292,26 @@ def regions(classes_HW: NDArray[Any], class_names: Sequence[str]) -> tuple[Regio
     )
 
 
-def run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask as COCO has it: `size`, and `counts` of pixels outside and inside in turn, column by column."""
-    flat = np.concatenate([[False], mask_HW.ravel(order="F")])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = [0, *changes.tolist(), mask_HW.size]
-    return {"size": list(mask_HW.shape), "counts": [last - first for first, last in pairwise(ends)]}
+def run_lengths(
+    mask_HW: NDArray[np.bool_], size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """A mask as COCO has it: `size`, and `counts` of pixels outside and inside in turn, column by column.
+
+    Args:
+        mask_HW: of a whole picture, or of the part of it that starts at `offset` (row, column).
+        size: (height, width) of the picture; by default the mask's.
+    """
+    (rows, _), (height, width), (top, left) = mask_HW.shape, size or mask_HW.shape, offset
+    columns_WH = np.pad(mask_HW.T, ((0, 0), (1, 1)))
+    changes = np.flatnonzero(columns_WH[:, 1:] != columns_WH[:, :-1])
+    column, row = np.divmod(changes, rows + 1)
+    edges = (left + column) * height + top + row
+    # what reaches from the bottom of one column to the top of the next is one run
+    joined = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+    ends = [0, *edges.tolist(), height * width]
+    counts = [last - first for first, last in pairwise(ends)]
+    return {"size": [height, width], "counts": counts if counts[-1] or not edges.size else counts[:-1]}
 
 
 def from_run_lengths(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -285,11 +320,17 @@ def from_run_lengths(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
     Raises:
         ValueError: the counts are not those of its size.
     """
-    height, width = rle["size"]
-    if sum(rle["counts"]) != height * width:
-        raise ValueError(f"expected counts of {height * width} pixels, got {sum(rle['counts'])}")
+    _check_run_lengths(rle)
     inside = np.arange(len(rle["counts"])) % 2 == 1
-    return np.repeat(inside, rle["counts"]).reshape((height, width), order="F")
+    return np.repeat(inside, rle["counts"]).reshape(tuple(rle["size"]), order="F")
+
+
+def _check_run_lengths(rle: Mapping[str, Any]) -> None:
+    (height, width), counts = rle["size"], rle["counts"]
+    if sum(counts) != height * width:
+        raise ValueError(f"expected counts of {height * width} pixels, got {sum(counts)}")
+    if min(counts, default=0) < 0:
+        raise ValueError(f"expected counts of {height * width} pixels, none below 0, got {min(counts)}")
 
 
 def _check_share(what: str, label: str, value: float) -> None:

@@ -175,7 +175,8 @@ class Manifest:
     Attributes:
         task: what the outputs mean. `classify`: logits (B, num_classes). `detect`: `boxes` (B, N, 4), left,
             top, right and bottom in pixels of the input; `scores` (B, N) in 0..1, highest first; `labels`
-            (B, N); what is left of the N has score 0. `segment`: `classes` (B, H, W), a class index for each
+            (B, N); what is left of the N has score 0; of instance segmentation also `masks` (B, N, h, w),
+            probabilities spread evenly over each box. `segment`: `classes` (B, H, W), a class index for each
             pixel of the input, and the `logits` (B, num_classes, h, w) that they were made from.
             `promptable`: two files. The encoder's `image_embedding` (B, C, h, w); and the decoder's `masks`
             (N, M, 4h, 4w), logits, and `quality` (N, M), their expected IoU. The decoder takes `prompts`
@@ -193,8 +194,10 @@ class Manifest:
         accuracy: of this very file: `dataset`, `split`, `top1`, `top5` (fractions), `images`; of a
             multiplexed model also `slots` and `agreement`, see `vitesse.metrics`.
         parity: largest |difference| of logits against the torch model, by engine, with `images` compared; of
-            segmentation also `equal_pixels`, the share of pixels with torch's class on the worst engine; for
-            int8 that of the float32 graph it was made from.
+            segmentation also `equal_pixels`, the share of pixels with torch's class on the worst engine; of
+            detection, where the difference is that of scores, `equal_boxes` and `equal_masks`: the shares of
+            torch's surest boxes found, and of their masks' pixels on torch's side of the edge; for int8 that
+            of the float32 graph it was made from.
         calibration: how an int8 file was calibrated.
         provenance: recipe, command, seed, commit, hardware, time of the training run.
         tools: versions of the programs that wrote the file.

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from vitesse.heads.promptable import PromptConfig
@@ -66,6 +68,23 @@ def randomise() -> Callable[[nn.Module], nn.Module]:
         return model
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def laid_over() -> Callable[[NDArray[Any], NDArray[Any], tuple[int, int]], NDArray[np.float64]]:
+    """A mask (h, w) over a box (left, top, right, bottom) as probabilities of a picture (height, width), by
+    the formula of Mask R-CNN's own code: sampled at the centre of every pixel, zero around the mask."""
+
+    def sample(mask_hw: NDArray[Any], corners: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+        left, top, right, bottom = corners.tolist()
+        y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in size)
+        grid_y = ((y - top) / (bottom - top) * 2 - 1)[:, None].expand(size)
+        grid_x = ((x - left) / (right - left) * 2 - 1)[None].expand(size)
+        mask = torch.from_numpy(mask_hw).double()[None, None]
+        grid = torch.stack([grid_x, grid_y], -1)[None]
+        return nn.functional.grid_sample(mask, grid, align_corners=False)[0, 0].numpy()
+
+    return sample
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -33,6 +34,28 @@ def test_run_lengths_are_columns_of_outside_and_inside(mask_HW):
     pixels = [inside for inside, count in enumerate(rle["counts"]) for _ in range(count)]
     assert [place % 2 == 1 for place in pixels] == mask_HW.T.ravel().tolist()
     assert (from_run_lengths(rle) == mask_HW).all()
+
+
+@given(MASKS, st.data())
+def test_run_lengths_of_a_part_are_those_of_the_whole(mask_HW, data):
+    ends = [sorted(data.draw(st.tuples(*[st.integers(0, side)] * 2))) for side in mask_HW.shape]
+    (top, bottom), (left, right) = ends
+    whole_HW = np.zeros_like(mask_HW)
+    whole_HW[top:bottom, left:right] = part = mask_HW[top:bottom, left:right]
+    assert run_lengths(part, mask_HW.shape, (top, left)) == run_lengths(whole_HW)
+    assert (from_run_lengths(run_lengths(whole_HW)) == whole_HW).all()
+
+
+@given(MASKS)
+def test_a_mask_of_an_object_survives_json(mask_HW):
+    found = dataclasses.replace(CELL, segmentation=run_lengths(mask_HW))
+    result = Detections(**OF, size=mask_HW.shape, predictions=(found, CELL))
+    raw = json.loads(json.dumps(result.to_dict()))
+    again = Detections.from_dict(raw)
+    assert again == result
+    assert (again.predictions[0].mask() == mask_HW).all()
+    assert again.predictions[1].mask() is None
+    assert ["segmentation" in one for one in raw["predictions"]] == [True, False]
 
 
 def test_run_lengths_of_another_size_are_refused():
@@ -90,6 +113,22 @@ def test_a_refused_map_survives_json():
                 predictions=(Detection(label="x", index=0, score=0.1, bbox=CELL.bbox), CELL),
             ),
             "expected the highest first",
+        ),
+        (
+            lambda: dataclasses.replace(CELL, segmentation={"size": [2, 2], "counts": [3]}),
+            "expected counts of 4 pixels, got 3",
+        ),
+        (
+            lambda: dataclasses.replace(CELL, segmentation={"size": [2, 2], "counts": [5, -1]}),
+            "expected counts of 4 pixels, none below 0",
+        ),
+        (
+            lambda: Detections(
+                **OF,
+                size=(9, 9),
+                predictions=(dataclasses.replace(CELL, segmentation={"size": [9, 8], "counts": [72]}),),
+            ),
+            r"a\.jpg: expected masks of \(9, 9\), got \[9, 8\]",
         ),
     ],
 )

@@ -104,6 +104,15 @@ def test_predicting_is_torch_free(make_artefact, photo, encode, tmp_path):
     assert "numpy" in loaded
 
 
+def test_predicting_masks_is_torch_free(instance_artefact):
+    code = (
+        "import numpy, vitesse; "
+        f"(r,) = vitesse.predict([numpy.zeros((64, 96, 3), 'uint8')], {str(instance_artefact)!r}, "
+        "engine='onnxruntime'); assert r.predictions[0].mask().any()"
+    )
+    assert loaded_by(code).isdisjoint(BANNED)
+
+
 def test_segmenting_is_torch_free(make_promptable):
     code = (
         "import numpy; from vitesse.predictors import load_masks; "

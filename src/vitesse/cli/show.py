@@ -22,7 +22,11 @@ BAR_FROM = 50
 """A progress bar is worth its import from so many pictures on."""
 
 BAR_WIDTH = 20
-EQUAL = ("equal_pixels", "equal_boxes")
+EQUAL = {
+    "equal_pixels": "pixels with torch's class",
+    "equal_boxes": "torch's surest boxes found",
+    "equal_masks": "pixels of their masks as torch's",
+}
 """Of a manifest's parity, what is a share."""
 DONE, FAILED, SOME_REFUSED = 0, 1, 3
 
@@ -193,7 +197,7 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
             del target["manifest"]
         print_json({**record, "parity": parity, "accuracy": accuracy and dict(accuracy), "targets": targets})
         return DONE
-    images, equal_pixels, equal_boxes = (parity.pop(key, None) for key in ("images", *EQUAL))
+    images, shares = parity.pop("images", None), {key: parity.pop(key) for key in EQUAL if key in parity}
     engines = ", ".join(f"{name} {value:.1e}" for name, value in parity.items())
     print(f"{artefact.path}: {len(artefact.data) / 2**20:.1f} MiB")
     if artefact.manifest.decoder:
@@ -201,10 +205,8 @@ def show_export(artefact: Artefact, sidecars: Sequence[Path], *, as_json: bool) 
     made_from = " before quantisation" if artefact.manifest.precision == "int8" else ""
     what = "scores" if artefact.manifest.task == "detect" else "logits"
     print(f"  largest difference of {what} from torch on {images} images{made_from}: {engines}")
-    if equal_pixels is not None:
-        print(f"  pixels with torch's class: {equal_pixels:.3%}")
-    if equal_boxes is not None:
-        print(f"  torch's surest boxes found: {equal_boxes:.1%}")
+    for key, share in shares.items():
+        print(f"  {EQUAL[key]}: {share:.3%}")
     if accuracy:
         print(f"  {_figures(accuracy)} on {accuracy['images']} pictures")
     for target in targets:
@@ -271,7 +273,14 @@ def show_diagnosis(report: dict[str, Any], *, as_json: bool) -> int:
 
 def _figures(accuracy: Mapping[str, Any]) -> str:
     """The figures of a manifest."""
-    names = {"top1": "top-1", "top5": "top-5", "ap": "AP", "ap50": "AP50", "miou": "mean IoU"}
+    names = {
+        "top1": "top-1",
+        "top5": "top-5",
+        "ap": "AP",
+        "ap50": "AP50",
+        "mask_ap": "mask AP",
+        "miou": "mean IoU",
+    }
     return ", ".join(f"{name} {accuracy[key]:.2%}" for key, name in names.items() if key in accuracy)
 
 

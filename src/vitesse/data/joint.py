@@ -121,6 +121,7 @@ class AugmentBoxes:
         color_jitter: range of brightness, contrast and saturation, 0 is off.
         min_visible: least share of a box that must be seen for its object to stay.
         max_objects: where more stay, so many are drawn, others each time.
+        masks: whether to give masks where they are known; without, large pictures are decoded faster.
     """
 
     def __init__(
@@ -134,10 +135,11 @@ class AugmentBoxes:
         color_jitter: float = 0.0,
         min_visible: float = 0.1,
         max_objects: int = 1000,
+        masks: bool = True,
     ) -> None:
         self.size, self.crop, self.scale = size, crop, scale
         self.flips, self.min_visible, self.max_objects = (hflip, vflip), min_visible, max_objects
-        self.jitter = _color_jitter(color_jitter)
+        self.jitter, self.masks = _color_jitter(color_jitter), masks
         self._overlapping = v2.RandomIoUCrop(*CROP_SIDES)
 
     def __call__(self, encoded: bytes, boxes: Boxes) -> tuple[Tensor, BoxTarget]:
@@ -145,6 +147,8 @@ class AugmentBoxes:
         Raises:
             ImageError: the picture cannot be read, or its size is not the one that its boxes are for.
         """
+        if not self.masks:
+            boxes = dataclasses.replace(boxes, masks=None)
         decoded = decode(encoded, DEFAULT_LIMITS, self._enough if boxes.masks is None else _all_of_it)
         check_size(decoded, boxes.size)
         image, size = decoded.image, (decoded.image.height, decoded.image.width)

@@ -6,7 +6,7 @@ Shape suffixes: N objects, H rows, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,12 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float32]:
     return np.asarray(_codec().area(list(masks)) if masks else [], np.float32)
 
 
+def compressed(segmentation: Mapping[str, Any]) -> Rle:
+    """Run lengths in the form of `results.run_lengths`, compressed."""
+    mask: Rle = _codec().frPyObjects(dict(segmentation), *segmentation["size"])
+    return mask
+
+
 def read_segment(segment: Segment, size: tuple[int, int]) -> Rle | None:
     """An object's mask in a picture of `size` (height, width); None where it is no mask, or an empty one.
 
@@ -75,7 +81,7 @@ def _runs(segment: Rle, size: tuple[int, int]) -> Rle | None:
     if segment_size(segment) != size:
         return None
     if isinstance(counts := segment["counts"], list):
-        return _codec().frPyObjects(segment, *size) if sum(counts) == math.prod(size) else None
+        return compressed(segment) if sum(counts) == math.prod(size) else None
     _codec().decode(segment)  # raises where the lengths are not those of the size
     return segment
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitesse.errors import ExportError, require
 from vitesse.files import write_atomically
+from vitesse.models import gives_masks
 from vitesse.models.backbone import VisionModel
 from vitesse.runtime.artefact import METADATA_KEY
 from vitesse.weights.keymaps import TIMM_PREFIX
@@ -32,6 +33,8 @@ OUTPUTS: Mapping[Task, tuple[str, ...]] = {
     "segment": ("classes", "logits"),
 }
 """Names by task; `Manifest.task` says what they hold."""
+MASKS = "masks"
+"""The fourth output of detectors that give masks."""
 DYNAMIC_MIN_SIDE = 64
 """Pixels: where the deepest map of every family has a row."""
 _TRACED_MIN_SIDE = 2 * DYNAMIC_MIN_SIDE
@@ -39,7 +42,9 @@ _TRACED_MIN_SIDE = 2 * DYNAMIC_MIN_SIDE
 
 
 def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) -> Any:
-    """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32, any batch, to its task's outputs.
+    """The model as an `onnx.ModelProto`: `images` (batch, C, H, W) float32 to its task's outputs.
+
+    The batch is any, or 1 of a model that is not for `any_batch`.
 
     Args:
         model: of Vitesse, or any classifier: images to logits.
@@ -59,11 +64,13 @@ def to_onnx(model: nn.Module, spec: ModelSpec, *, dynamic_size: bool = False) ->
             axis: torch.export.Dim(name, min=DYNAMIC_MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
         }
     task: Task = "classify"
+    any_batch = True
     if isinstance(model, VisionModel):
-        task, model = model.task, model.deployed()
-    images_BCHW = torch.zeros(_traced_batch(model), spec.in_chans, *size)
-    free = {0: torch.export.Dim("batch"), **sides}
-    return traced(model, {INPUT: images_BCHW}, {INPUT: free}, OUTPUTS[task], spec.name)
+        task, any_batch, model = model.task, model.any_batch, model.deployed()
+    images_BCHW = torch.zeros(_traced_batch(model) if any_batch else 1, spec.in_chans, *size)
+    free = {**({0: torch.export.Dim("batch")} if any_batch else {}), **sides}
+    outputs = (*OUTPUTS[task], *([MASKS] if gives_masks(spec.name) else []))
+    return traced(model, {INPUT: images_BCHW}, {INPUT: free}, outputs, spec.name)
 
 
 def traced(

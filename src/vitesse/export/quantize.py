@@ -185,8 +185,14 @@ def noise(int8_proto: Any, images_BCHW: NDArray[np.float32]) -> Mapping[str, flo
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = dict(zip(wanted, session.run(wanted, {INPUT: images_BCHW[:NOISE_IMAGES]}), strict=True))
-    values[INPUT] = images_BCHW[:NOISE_IMAGES]
+    images_BCHW = images_BCHW[:NOISE_IMAGES]
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or len(images_BCHW)
+    runs = [
+        dict(zip(wanted, session.run(wanted, {INPUT: images_BCHW[start : start + size]}), strict=True))
+        for start in range(0, len(images_BCHW), size)
+    ]
+    values = {name: np.concatenate([run[name] for run in runs]) for name in wanted}
+    values[INPUT] = images_BCHW
     found: dict[str, float] = {}
     for name, (before, after) in pairs.items():
         ratio = _signal_to_noise(values[before], values[after])

@@ -2,7 +2,7 @@
 
 A head takes the levels of a pyramid, the images they come from and, to train, targets. Training gives named
 losses, evaluation `Detections`. Its `classifiers` are how the names of parameters begin that depend on the
-classes.
+classes; `any_batch` is whether a graph of it takes any number of images, which `suppress` does not.
 
 Boxes are left, top, right and bottom in pixels of the input. Shape suffixes: B images, G objects of an image,
 N detections, P positions (or anchors), K classes.

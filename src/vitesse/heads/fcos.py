@@ -118,6 +118,7 @@ class EndToEndHead(nn.Module):
         self.num_classes = num_classes
         self.one_to_one = PointPredictor(strides, channels, num_classes)
         self.one_to_many = PointPredictor(strides, channels, num_classes)
+        self.any_batch = True
         self.classifiers = tuple(
             f"{predictor}.levels.{level}.classify.{TOWER_DEPTH}."
             for predictor in ("one_to_one", "one_to_many")

@@ -112,6 +112,7 @@ class MaskRCNNHead(nn.Module):
     """Levels of a pyramid to losses or detections with masks."""
 
     classifiers = ("regions.box_predictor.", "regions.mask_predictor.classifier.")
+    any_batch = False
 
     def __init__(self, strides: Sequence[int], channels: int, num_classes: int) -> None:
         super().__init__()

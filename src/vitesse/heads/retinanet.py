@@ -39,6 +39,7 @@ class RetinaHead(nn.Module):
     """Levels of a pyramid to losses or detections."""
 
     classifiers = ("predict.classification_head.cls_logits.",)
+    any_batch = False
 
     def __init__(self, strides: Sequence[int], channels: int, num_classes: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """What an engine finds in pictures with boxes or label maps, in pixels of the pictures themselves.
 
-Shape suffixes: B pictures, N detections, H rows, W columns, K classes.
+Shape suffixes: B pictures, N detections, H rows, W columns, K classes, h and w those of a mask over its box.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.data.masks import Rle, compressed
 from vitesse.errors import DataError, ImageError
 from vitesse.metrics.detection import BoxScorer, BoxScores
 from vitesse.metrics.run import Showing, shown
 from vitesse.metrics.segmentation import MapScores, confusion, scores_of
-from vitesse.runtime.imaging import place
-from vitesse.runtime.postprocess import in_picture
+from vitesse.runtime.imaging import Placement, place
+from vitesse.runtime.postprocess import in_picture, pasted
 
 if TYPE_CHECKING:
     from vitesse.data.dense import BoxSource, MapSource
@@ -28,11 +29,20 @@ WORST = 6
 """Pictures that are kept to be looked at."""
 
 
+class Objects(NamedTuple):
+    """What was found in a picture, in its pixels; masks where model and pictures have some."""
+
+    boxes_N4: NDArray[np.float64]
+    scores_N: NDArray[np.float32]
+    labels_N: NDArray[np.int64]
+    masks: tuple[Rle, ...] | None = None
+
+
 @dataclass(frozen=True)
 class BoxesFound:
-    """Of each readable picture, by its index: boxes (N, 4), scores (N,) and labels (N,)."""
+    """What was found in each readable picture, by its index."""
 
-    by_picture: dict[int, tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]]]
+    by_picture: dict[int, Objects]
 
     def of_pictures(self, indices: NDArray[np.int64]) -> BoxesFound:
         """The same, where the pictures were those of `indices` in a larger source."""
@@ -44,28 +54,42 @@ class BoxesFound:
         return cls({index: found for part in parts for index, found in part.by_picture.items()})
 
     def scores(self, source: BoxSource) -> BoxScores:
-        """The figures; of instance segmentation those of its boxes."""
+        """The figures."""
         scorer = BoxScorer(source)
         for index, found in sorted(self.by_picture.items()):
             scorer.add(index, *found)
-        return scorer.scores()
+        if any(found.masks is None for found in self.by_picture.values()):
+            return scorer.scores()
+        return dataclasses.replace(scorer.scores(), masks=scorer.scores("masks"))
 
 
 def find_boxes(engine: Engine, source: BoxSource, showing: Showing) -> BoxesFound:
-    """The objects that a detector finds, however low they score.
+    """The objects that a detector finds, however low they score; their masks where the pictures have some.
 
     Raises:
         DataError: no picture could be read.
     """
     found = {}
     for outputs, pictures_B, sizes in shown(engine, source, showing):
-        rows = zip(*outputs[:3], pictures_B.tolist(), sizes, strict=True)
-        for boxes_N4, scores_N, labels_N, picture, size in rows:
-            boxes_N4, kept = place(size, showing.preprocess).box_in_picture(boxes_N4), scores_N > 0
-            found[picture] = boxes_N4[kept], scores_N[kept], labels_N[kept].astype(np.int64)
+        rows = zip(zip(*outputs, strict=True), pictures_B.tolist(), sizes, strict=True)
+        for (boxes_N4, scores_N, labels_N, *masks), picture, size in rows:
+            kept, placement = scores_N > 0, place(size, showing.preprocess)
+            found[picture] = Objects(
+                placement.box_in_picture(boxes_N4[kept]),
+                scores_N[kept],
+                labels_N[kept].astype(np.int64),
+                _masks(masks[0][kept], boxes_N4[kept], placement) if masks and source.has_masks else None,
+            )
     if not found:
         raise DataError("no picture could be read, so there is nothing to score")
     return BoxesFound(found)
+
+
+def _masks(masks_Nhw: NDArray[Any], boxes_N4: NDArray[Any], placement: Placement) -> tuple[Rle, ...]:
+    """Masks over boxes of the input, as those of the picture."""
+    whole_N4 = placement.box_in_picture(boxes_N4, clip=False)
+    pairs = zip(masks_Nhw, whole_N4, strict=True)
+    return tuple(compressed(pasted(mask_hw, corners, placement.full)) for mask_hw, corners in pairs)
 
 
 @dataclass(frozen=True)

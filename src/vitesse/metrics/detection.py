@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Kind = Literal["boxes", "masks"]
 Entry = dict[str, Any]
 IOU_TYPES = {"boxes": "bbox", "masks": "segm"}
+COUNTS = ("objects", "images", "refused")
+"""What is the same of boxes and of masks."""
 ALL, SMALL, MEDIUM, LARGE = range(4)
 AT_50, AT_75 = 0, 5
 """Overlaps of 0.5 and 0.75 among 0.5, 0.55 … 0.95."""
@@ -43,6 +45,7 @@ class BoxScores:
         ar_100: average recall.
         class_ap, class_ap50: of each class.
         objects: that were to be found, crowds left out.
+        masks: the same figures of masks, where the model and the pictures have some.
     """
 
     ap: float
@@ -57,6 +60,7 @@ class BoxScores:
     objects: int
     images: int
     refused: int = 0
+    masks: BoxScores | None = None
 
     @property
     def best_by(self) -> float:
@@ -64,16 +68,19 @@ class BoxScores:
         return self.ap
 
     def brief(self) -> dict[str, float]:
-        """The two figures to know, by their keys."""
-        return {"ap": self.ap, "ap50": self.ap50}
+        """The figures to know, by their keys."""
+        return {"ap": self.ap, "ap50": self.ap50} | ({"mask_ap": self.masks.ap} if self.masks else {})
 
     def explain(self) -> str:
         """In a few words."""
-        return f"AP {self.ap:.2%}, AP50 {self.ap50:.2%}"
+        masks = f", mask AP {self.masks.ap:.2%}" if self.masks else ""
+        return f"AP {self.ap:.2%}, AP50 {self.ap50:.2%}{masks}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return to_mapping(self)
+        """As plain JSON values; figures of masks as `mask_ap` and so on."""
+        record = {key: value for key, value in to_mapping(self).items() if key != "masks"}
+        of_masks = self.masks.to_dict() if self.masks else {}
+        return record | {f"mask_{key}": value for key, value in of_masks.items() if key not in COUNTS}
 
 
 class BoxScorer:

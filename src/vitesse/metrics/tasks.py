@@ -48,7 +48,7 @@ class Figures(Protocol):
         """In a few words."""
 
     def brief(self) -> dict[str, float]:
-        """The two figures to know, by their keys."""
+        """The few figures to know, by their keys."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

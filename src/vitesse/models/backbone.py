@@ -28,6 +28,7 @@ class VisionModel(nn.Module):
         fresh_prefixes: how the names of parameters begin that those do not have.
         mux_width: images that share a sequence of tokens; a batch of any size is taken, whole groups cost
             least.
+        any_batch: whether an exported file takes any number of images in a run, or one.
     """
 
     spec: ModelSpec
@@ -39,6 +40,7 @@ class VisionModel(nn.Module):
     same_weights: str = ""
     fresh_prefixes: tuple[str, ...] = ()
     mux_width: int = 1
+    any_batch: bool = True
 
     def check_input(self, x_BCHW: Tensor) -> None:
         """Refuse a batch that this model cannot take, with the shapes that it can."""

@@ -37,7 +37,7 @@ class Detector(DenseModel):
         super().__init__(spec, backbone)
         self.neck, self.head = neck, head
         self.head_prefixes = tuple(f"head.{name}" for name in cast(tuple[str, ...], head.classifiers))
-        self.freeze_norm = freeze_norm
+        self.freeze_norm, self.any_batch = freeze_norm, cast(bool, head.any_batch)
         self.train()
 
     def forward(self, x_BCHW: Tensor, targets: Sequence[Target] | None = None) -> Losses | Detections:
@@ -103,7 +103,7 @@ def build_retinanet(spec: ModelSpec) -> Detector:
     return Detector(spec, backbone, neck, head, freeze_norm=True)
 
 
-@register(*(f"mask_rcnn_{name}" for name in BACKBONES), task="detect")
+@register(*(f"mask_rcnn_{name}" for name in BACKBONES), task="detect", masks=True)
 def build_mask_rcnn(spec: ModelSpec) -> Detector:
     """The Mask R-CNN that `spec.name` names."""
     from vitesse.heads.mask_rcnn import MaskRCNNHead  # brings torchvision, which takes seconds to import

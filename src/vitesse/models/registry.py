@@ -15,17 +15,28 @@ Builder = Callable[["ModelSpec"], "VisionModel"]
 
 _BUILDERS: dict[str, Builder] = {}
 _TASKS: dict[str, Task] = {}
+_WITH_MASKS: set[str] = set()
 
 
-def register(*names: str, task: Task = "classify") -> Callable[[Builder], Builder]:
-    """Let `build_model` find a family's builder under each of its model names."""
+def register(*names: str, task: Task = "classify", masks: bool = False) -> Callable[[Builder], Builder]:
+    """Let `build_model` find a family's builder under each of its model names.
+
+    Args:
+        masks: of detectors, whether they give a mask for each object.
+    """
 
     def add(builder: Builder) -> Builder:
         _BUILDERS.update(dict.fromkeys(names, builder))
         _TASKS.update(dict.fromkeys(names, task))
+        _WITH_MASKS.update(names if masks else ())
         return builder
 
     return add
+
+
+def gives_masks(name: str) -> bool:
+    """Whether this is a detector that gives a mask for each object, and learns from masks."""
+    return name in _WITH_MASKS
 
 
 def registered_models(task: Task | None = "classify") -> tuple[str, ...]:

@@ -82,15 +82,14 @@ class Placement:
         """Pixels of the picture to one of the input."""
         return self.full[0] / self.resized[0], self.full[1] / self.resized[1]
 
-    def box_in_picture(self, box_N4: NDArray[Any]) -> NDArray[np.float64]:
-        """Boxes (..., 4) left, top, right, bottom in the input, in the picture and cut off at its edges."""
+    def box_in_picture(self, box_N4: NDArray[Any], *, clip: bool = True) -> NDArray[np.float64]:
+        """Boxes (..., 4) left, top, right, bottom in the input, in the picture; cut off at its edges."""
         scale_y, scale_x = self.scales
         top, left = self.offset
         moved: NDArray[np.float64] = box_N4 + np.array([left, top, left, top], np.float64)
         height, width = self.full
         moved *= (scale_x, scale_y, scale_x, scale_y)
-        np.clip(moved, 0, (width, height, width, height), out=moved)
-        return moved
+        return moved.clip(0, (width, height, width, height)) if clip else moved
 
 
 def place(size: tuple[int, int], spec: PreprocessSpec) -> Placement:

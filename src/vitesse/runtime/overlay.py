@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from vitesse.results import Detections, Masks, SemanticMap
 from vitesse.runtime.drawing import fitted, scaled
@@ -28,21 +28,33 @@ def palette(count: int) -> tuple[Colour, ...]:
 
 
 def blend(image: Image.Image, mask_HW: NDArray[np.bool_], colour: Colour) -> Image.Image:
-    """The picture with the mask laid on it in a colour that lets it shine through."""
+    """The picture with the mask, scaled to it, laid on it in a colour that lets it shine through."""
     tint = Image.new("RGB", image.size, colour)
-    return Image.composite(Image.blend(image, tint, OPACITY), image, Image.fromarray(mask_HW))
+    mask = Image.fromarray(mask_HW).resize(image.size)
+    return Image.composite(Image.blend(image, tint, OPACITY), image, mask)
+
+
+def _edge(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """The outermost pixels of a mask scaled to (width, height)."""
+    mask = Image.fromarray(mask_HW).resize(size).convert("L")
+    return ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
 
 
 def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
     """The picture in RGB, scaled as `scaled` does, with a box, label and score for each object.
 
-    The object with the highest score is drawn last, on top of the others.
+    Pixels of objects with masks are tinted in the colour of their box. The object with the highest score is
+    drawn last, on top of the others.
     """
     canvas = scaled(image.convert("RGB"))
     scale_x, scale_y = canvas.width / image.width, canvas.height / image.height
-    draw = ImageDraw.Draw(canvas)
     font = _font(canvas)
     colours = palette(1 + max((p.index for p in result.predictions), default=0))
+    for detection in reversed(result.predictions):
+        if (mask_HW := detection.mask()) is not None:
+            canvas = blend(canvas, mask_HW, colours[detection.index])
+            canvas.paste(colours[detection.index], mask=_edge(mask_HW, canvas.size))
+    draw = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 400))
     for detection in reversed(result.predictions):
         left, top, width, height = detection.bbox

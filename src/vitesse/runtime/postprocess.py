@@ -1,18 +1,27 @@
 """Outputs of a model to results in pixels of the picture, the same for every engine.
 
-Shape suffixes: B pictures, K classes, N detections, H rows, W columns.
+Shape suffixes: B pictures, K classes, N detections, H rows, W columns, h and w those of a mask over its box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.errors import ConfigError, EngineError
-from vitesse.results import Classification, Detection, Detections, Prediction, Record, SemanticMap
+from vitesse.results import (
+    Classification,
+    Detection,
+    Detections,
+    Prediction,
+    Record,
+    SemanticMap,
+    run_lengths,
+)
 from vitesse.runtime.imaging import Placement
 from vitesse.spec import Task
 
@@ -22,6 +31,14 @@ RECORDS: Mapping[Task, type[Record]] = {
     "segment": SemanticMap,
 }
 """What a task's result is."""
+
+Segmentation = Mapping[str, Any]
+"""A mask as run lengths, see `run_lengths`."""
+
+INSIDE = 0.5
+"""Probability from which on a pixel belongs to an object."""
+
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def softmax(logits_BK: NDArray[Any]) -> NDArray[np.float64]:
@@ -67,30 +84,77 @@ def found_objects(
     placement: Placement,
     class_names: Sequence[str],
     min_score: float,
+    masks_Nhw: NDArray[Any] | None = None,
 ) -> tuple[Detection, ...]:
     """The objects of a picture that score at least `min_score`, highest first; boxes of no area are left out.
 
     Args:
         boxes_N4: left, top, right, bottom in pixels of the input.
+        masks_Nhw: of instance segmentation, probabilities over each box.
 
     Raises:
         EngineError: a label of such an object is no class.
     """
-    kept = np.flatnonzero(scores_N >= max(min_score, np.finfo(np.float32).tiny))
-    order = kept[np.argsort(-scores_N[kept], kind="stable")]
-    boxes = placement.box_in_picture(boxes_N4[order])
+    whole_N4 = placement.box_in_picture(boxes_N4, clip=False)
+
+    def segmentation(at: int) -> Segmentation | None:
+        return None if masks_Nhw is None else pasted(masks_Nhw[at], whole_N4[at], placement.full)
+
+    boxes_N4 = placement.box_in_picture(boxes_N4)
+    return as_detections(boxes_N4, scores_N, labels_N, class_names, min_score, segmentation)
+
+
+def as_detections(
+    boxes_N4: NDArray[Any],
+    scores_N: NDArray[Any],
+    labels_N: NDArray[Any],
+    class_names: Sequence[str],
+    min_score: float,
+    segmentation: Callable[[int], Segmentation | None],
+) -> tuple[Detection, ...]:
+    """As `found_objects`, of boxes in pixels of the picture; `segmentation` gives the mask of one of them."""
+    kept = np.flatnonzero(scores_N >= max(min_score, TINY))
     found = []
-    for box, score, label in zip(
-        boxes.tolist(), scores_N[order].tolist(), labels_N[order].tolist(), strict=True
-    ):
+    for at in kept[np.argsort(-scores_N[kept], kind="stable")].tolist():
+        label, (left, top, right, bottom) = int(labels_N[at]), boxes_N4[at].tolist()
         if not 0 <= label < len(class_names):
             raise EngineError(f"expected labels of 0 to {len(class_names) - 1}, got {label}")
-        left, top, right, bottom = box
         if right > left and bottom > top:
-            bbox = (left, top, right - left, bottom - top)
-            name = class_names[int(label)]
-            found.append(Detection(label=name, index=int(label), score=min(1.0, score), bbox=bbox))
+            found.append(
+                Detection(
+                    label=class_names[label],
+                    index=label,
+                    score=min(1.0, float(scores_N[at])),
+                    bbox=(left, top, right - left, bottom - top),
+                    segmentation=segmentation(at),
+                )
+            )
     return tuple(found)
+
+
+def pasted(mask_hw: NDArray[Any], corners: NDArray[Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The pixels of an object as COCO's run lengths: where its mask, laid over its box, is at least `INSIDE`.
+
+    Bilinear at the centres of pixels, with zeros around the mask (Mask R-CNN, arXiv 1703.06870, section 3.1):
+    for rows and columns alike a product of matrices. Only the box is looked at.
+
+    Args:
+        mask_hw: probabilities, evenly spread over the box.
+        corners: left, top, right, bottom in pixels of the picture; what reaches outside is left out.
+        size: (height, width) of the picture.
+    """
+    left, top, right, bottom = corners.tolist()
+    first_row, rows = _weights(top, bottom, size[0], mask_hw.shape[0])
+    first_column, columns = _weights(left, right, size[1], mask_hw.shape[1])
+    return run_lengths(rows @ mask_hw @ columns.T >= INSIDE, size, (first_row, first_column))
+
+
+def _weights(start: float, end: float, length: int, of: int) -> tuple[int, NDArray[np.float32]]:
+    """The first pixel of a side of `length` that a box reaches, and how that and the others up to its end are
+    made of the `of` values that lie evenly over it: (pixels, of)."""
+    first, last = max(0, math.floor(start)), min(length, math.ceil(end))
+    centres = (np.arange(first, last) + 0.5 - start) * (of / max(end - start, TINY)) - 0.5
+    return first, np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(of))).astype(np.float32)
 
 
 def in_picture(classes_HW: NDArray[Any], placement: Placement, num_classes: int) -> NDArray[Any]:

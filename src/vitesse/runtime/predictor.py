@@ -206,10 +206,10 @@ class Predictor:
             return [{"predictions": classes} for classes in top_k(outputs[0], names, self._top_k)]
         placed = [place(size, manifest.preprocess) for size in sizes]
         if manifest.task == "detect":
-            boxes_BN4, scores_BN, labels_BN = outputs[:3]
+            rows = zip(zip(*outputs, strict=True), placed, strict=True)
             found = [
-                found_objects(boxes_BN4[i], scores_BN[i], labels_BN[i], placement, names, self._min_score)
-                for i, placement in enumerate(placed)
+                found_objects(boxes_N4, scores_N, labels_N, placement, names, self._min_score, *masks)
+                for (boxes_N4, scores_N, labels_N, *masks), placement in rows
             ]
             return [
                 {"predictions": objects, "size": size} for objects, size in zip(found, sizes, strict=True)

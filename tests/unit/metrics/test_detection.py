@@ -23,8 +23,13 @@ from vitesse.data.annotated import open_boxes
 from vitesse.data.boxes import BoxFiles, Drawn
 from vitesse.data.dense import Boxes, BoxSource
 from vitesse.data.masks import decode_masks, encode_masks
+from vitesse.data.subset import part_of
 from vitesse.errors import DataError, MissingExtraError
+from vitesse.metrics.dense import find_boxes
 from vitesse.metrics.detection import BoxScorer, BoxScores
+from vitesse.metrics.run import Showing
+from vitesse.runtime.imaging import place
+from vitesse.spec import PreprocessSpec
 
 TOLERANCE = 1e-6
 IOU_TYPES = {"boxes": "bbox", "masks": "segm"}
@@ -151,6 +156,85 @@ def test_figures_are_those_of_pycocotools(data_dir: Path, place: str, kind: str,
     assert_equal(ours, by_pycocotools(truth, source, found, kind))
     assert ours.images == len(source)
     assert ours.ap == pytest.approx(1) if detector is perfect else 0.1 < ours.ap < 0.9
+
+
+class Told:
+    """An engine that says of one picture after the other what it was told to."""
+
+    name = "told"
+
+    def __init__(self, rows: list[tuple[np.ndarray, ...]]) -> None:
+        self.rows = iter(rows)
+
+    def run(self, batch_BCHW: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(map(np.stack, zip(*(next(self.rows) for _ in batch_BCHW), strict=True)))
+
+
+def coarse(mask_HW: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """What of a mask lies in a box, 28x28, as probabilities that are never near one half."""
+    left, top, right, bottom = corners.tolist()
+    shares = (np.arange(28) + 0.5) / 28
+    rows = (top + shares * (bottom - top)).astype(int).clip(0, mask_HW.shape[0] - 1)
+    columns = (left + shares * (right - left)).astype(int).clip(0, mask_HW.shape[1] - 1)
+    return (0.93 * mask_HW[rows[:, None], columns] + 0.03).astype(np.float32)
+
+
+def filled(array: np.ndarray, count: int = 100) -> np.ndarray:
+    """With rows of zeros up to so many."""
+    return np.concatenate([array, np.zeros((count - len(array), *array.shape[1:]), array.dtype)])
+
+
+@pytest.mark.parametrize("resize", ["fit", "squash"])
+def test_masks_over_boxes_are_scored_as_by_pycocotools(data_dir: Path, laid_over: Any, resize: Any) -> None:
+    whole, rng = open_boxes(data_dir / INST), np.random.default_rng(5)
+    source = part_of(whole, np.arange(12))
+    showing = Showing(preprocess=PreprocessSpec(image_size=(96, 128), resize=resize), batch_size=5)
+    rows, expected = [], {}
+    for index in range(len(source)):
+        boxes = source.boxes(index)
+        found, placement = (
+            perturbed(boxes, rng, len(source.class_names)),
+            place(boxes.size, showing.preprocess),
+        )
+        pairs = zip(decode_masks(found.masks, boxes.size), found.boxes_N4, strict=True)
+        masks_Nhw = np.stack([np.zeros((28, 28), np.float32), *(coarse(*pair) for pair in pairs)])[1:]
+        scale_y, scale_x = placement.scales
+        boxes_N4 = (found.boxes_N4 / [scale_x, scale_y, scale_x, scale_y]).astype(np.float32)
+        rows.append(tuple(map(filled, (boxes_N4, found.scores_N, found.labels_N, masks_Nhw))))
+        kept = found.scores_N > 0
+        corners_N4 = boxes_N4[kept] * np.array([scale_x, scale_y, scale_x, scale_y])
+        masks = [
+            coco_mask.encode(np.asfortranarray(laid_over(*pair, boxes.size) >= 0.5, np.uint8))
+            for pair in zip(masks_Nhw[kept], corners_N4, strict=True)
+        ]
+        clipped_N4 = placement.box_in_picture(boxes_N4[kept])
+        expected[index] = Found(clipped_N4, found.scores_N[kept], found.labels_N[kept], masks)
+    ours = find_boxes(Told(rows), source, showing).scores(source)
+    assert ours.masks is not None
+    truth = json.loads((data_dir / INST).read_bytes())
+    for kind, scores in (("boxes", ours), ("masks", ours.masks)):
+        assert_equal(scores, by_pycocotools(truth, whole, expected, kind))
+    assert 0.1 < ours.masks.ap < 0.9
+    assert ours.masks.ap != ours.ap
+    record = ours.to_dict()
+    assert (record["ap"], record["mask_ap"]) == (ours.ap, ours.masks.ap)
+    assert record["mask_class_ap50"] == list(ours.masks.class_ap50)
+    assert "masks" not in record
+    assert f"mask AP {ours.masks.ap:.2%}" in ours.explain()
+
+
+def test_masks_are_scored_only_where_model_and_pictures_have_some(data_dir: Path) -> None:
+    with_masks, boxes_alone = (
+        part_of(open_boxes(data_dir / INST, masks=masks), np.arange(3)) for masks in (True, False)
+    )
+    showing = Showing(preprocess=PreprocessSpec(image_size=(64, 64), resize="fit"))
+    row = (np.array([[1.0, 2, 30, 40]]), np.array([0.5]), np.array([0]), np.ones((1, 28, 28)))
+    for source, outputs in ((boxes_alone, 4), (with_masks, 3)):
+        scores = find_boxes(Told([row[:outputs]] * 3), source, showing).scores(source)
+        assert scores.masks is None
+        assert not any("mask" in key for key in [*scores.to_dict(), *scores.brief(), scores.explain()])
+    both = find_boxes(Told([row] * 3), with_masks, showing).scores(with_masks)
+    assert both.brief().keys() == {"ap", "ap50", "mask_ap"}
 
 
 SIZE = (120, 160)

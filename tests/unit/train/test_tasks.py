@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +19,20 @@ from vitesse.data.annotated import open_boxes, open_maps
 from vitesse.data.dense import IGNORE
 from vitesse.errors import ConfigError, DataError
 from vitesse.evaluate import DenseEvaluation, evaluate
+from vitesse.heads import mask_rcnn
+from vitesse.metrics.dense import BoxesFound, Objects
 from vitesse.metrics.detection import BoxScorer
+from vitesse.models import detectors
 from vitesse.results import Detections, SemanticMap
 from vitesse.train import train
 from vitesse.train.recipe import Recipe
-from vitesse.train.tasks import TASKS
+from vitesse.train.tasks import TASKS, task_of
 from vitesse.train.tasks.detect import BoxLoss
 from vitesse.train.tasks.segment import PixelLoss
+from vitesse.train.tasks.shown import worst_boxes
 
 DETECTOR, SEGMENTER = "fcos_e2e_efficientvit_b0", "efficientvit_seg_b0_cityscapes"
+INSTANCES = "mask_rcnn_shvit_s1"
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 SIDE = 64
 SETTINGS = {
@@ -221,6 +227,79 @@ def test_data_for_another_task_is_refused_with_a_model_to_take(painted: Path, tm
         train(painted / "maps", model=DETECTOR, out=tmp_path)
 
 
+@pytest.fixture(scope="module")
+def outlined(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The painted boxes with diamonds as masks."""
+    root = tmp_path_factory.mktemp("outlined")
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / split).symlink_to(painted / "boxes" / split)
+        name = f"annotations/instances_{split}.json"
+        written = json.loads((painted / "boxes" / name).read_text())
+        for one in written["annotations"]:
+            x, y, w, h = one["bbox"]
+            one["segmentation"] = [[x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h / 2]]
+        (root / name).write_text(json.dumps(written))
+    return root
+
+
+def test_a_model_with_masks_is_trained_on_masks_and_scored_by_them(
+    outlined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, value in (
+        (mask_rcnn, "PROPOSALS", 20),
+        (mask_rcnn, "HIDDEN", 16),
+        (detectors, "PAPER_CHANNELS", 8),
+    ):
+        monkeypatch.setattr(module, name, value)
+    settings = {**SETTINGS, "epochs": 1, "limit_train": 8, "batch_size": 2, "limit_val": 3}
+    result = train(outlined, model=INSTANCES, out=tmp_path / "out", overrides=settings)
+    (row,) = rows(tmp_path / "out", "epoch")
+    assert np.isfinite(row["loss"])
+    assert 0 <= row["mask_ap"] <= row["mask_ap50"] <= 1
+    assert "mask AP" in result.scores.explain()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "average precision of masks" in page
+
+
+def test_a_model_with_masks_is_not_trained_on_boxes_alone(painted: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected objects with masks .* take a model of boxes, such as"):
+        train(painted / "boxes", model=INSTANCES, out=tmp_path / "out", overrides=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("model", "masks"), [(DETECTOR, False), (INSTANCES, True)])
+def test_masks_are_drawn_for_models_that_learn_them(outlined: Path, model: str, masks: bool) -> None:
+    task = task_of(model)
+    source = task.exam.open(outlined, "train")
+    assert source.has_masks
+    augment = task.augmentation(Recipe(**{**SETTINGS, "scale": (1.0, 1.0)}))
+    _, target = augment(source.read(0), source.boxes(0))
+    assert (target.masks_NHW is not None) == masks
+    if masks:
+        drawn_N = target.masks_NHW.flatten(1).sum(1) / (target.boxes_N4[:, 2:] - target.boxes_N4[:, :2]).prod(
+            1
+        )
+        assert ((drawn_N > 0.4) & (drawn_N < 0.6)).all(), "half a box is inside its diamond"
+
+
+def test_the_report_draws_what_was_found_with_its_mask(outlined: Path) -> None:
+    source = TASKS["detect"].exam.open(outlined, "val")
+    boxes = source.boxes(0)
+    found = Objects(boxes.boxes_N4.astype(float), np.ones(2, np.float32), boxes.labels_N, boxes.masks)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(worst_boxes(BoxesFound({0: one}), source)[0].jpeg)), float)
+        for one in (found, found._replace(masks=None))
+    ]
+    left, top, right, bottom = boxes.boxes_N4[0] * (640 / 64)
+    middle, corner = (
+        (slice(y - 5, y + 5), slice(x - 5, x + 5))
+        for y, x in ((int(top + bottom) // 2, int(left + right) // 2), (int(bottom) - 20, int(right) - 20))
+    )
+    assert np.abs(pictures[0][middle] - pictures[1][middle]).mean() > 20
+    assert np.abs(pictures[0][corner] - pictures[1][corner]).mean() < 8
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -259,6 +338,8 @@ def test_blank_pictures_teach_nothing() -> None:
     assert pixels(batch, 64, 0.0).item() == 0
     boxes = BoxLoss(recipe, spec, lambda x, targets: {"loss": x.sum() * 0 + len(targets[0]["boxes"])}, cpu)  # type: ignore[arg-type]
     assert boxes(boxes.blank(2), 64, 0.0).item() == 0
+    (nothing, _) = boxes.blank(2).annotations  # type: ignore[misc]
+    assert nothing.masks_NHW.shape == (0, 32, 64), "for models that learn from masks"
 
 
 def test_every_task_counts_what_it_learns_from(painted: Path) -> None:

@@ -8,21 +8,22 @@ from typing import Any, get_args
 from vitesse import spec
 from vitesse.data.annotated import kind_of
 from vitesse.errors import ConfigError
-from vitesse.models import registered_models
+from vitesse.models import gives_masks, registered_models
 from vitesse.train.tasks.classify import Classify
 from vitesse.train.tasks.contract import Loss, Task
-from vitesse.train.tasks.detect import Detect
+from vitesse.train.tasks.detect import STARTER, Detect
 from vitesse.train.tasks.segment import Segment
 
 __all__ = ["STARTERS", "Loss", "Task", "check_kind", "task_of"]
 
 STARTERS = {
     "classify": "efficientvit_m5",
-    "detect": "fcos_e2e_efficientvit_m2",
+    "detect": STARTER,
     "segment": "efficientvit_seg_b0_cityscapes",
 }
 """The model that is trained where none is named, by what the data is annotated for."""
 TASKS: dict[spec.Task, Task] = {"classify": Classify(), "detect": Detect(), "segment": Segment()}
+WITH_MASKS = Detect(masks=True)
 
 
 def check_kind(data: str | Path | Any, task: Task, model: str) -> None:
@@ -31,7 +32,7 @@ def check_kind(data: str | Path | Any, task: Task, model: str) -> None:
         ConfigError: the data is annotated for another task than the model's.
     """
     kind = kind_of(data)
-    if TASKS[kind] is not task:
+    if TASKS[kind].exam is not task.exam:
         raise ConfigError(f"{data}: is annotated to {kind}, {model} is not; take --model {STARTERS[kind]}")
 
 
@@ -45,4 +46,4 @@ def task_of(model: str) -> Task:
     name = next(known, "classify")
     if name not in TASKS:
         raise ConfigError(f"{model}: expected a model to {' or '.join(TASKS)}, got one of the task {name}")
-    return TASKS[name]
+    return WITH_MASKS if gives_masks(model) else TASKS[name]

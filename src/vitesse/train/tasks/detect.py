@@ -1,4 +1,7 @@
-"""To find objects and their boxes. Shape suffixes: B images, C channels, H rows, W columns, N objects."""
+"""To find objects and their boxes, or masks too.
+
+Shape suffixes: B images, C channels, H rows, W columns, N objects.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from vitesse.data.contract import Pictures
 from vitesse.data.dense import BoxSource
 from vitesse.data.joint import AugmentBoxes, BoxTarget
 from vitesse.data.loader import Batch
+from vitesse.errors import DataError
 from vitesse.metrics import EXAMINATIONS
 from vitesse.metrics.dense import BoxesFound
 from vitesse.spec import PreprocessSpec
@@ -28,19 +32,36 @@ if TYPE_CHECKING:
     from vitesse.train.folder import RunFacts
 
 
+STARTER = "fcos_e2e_efficientvit_m2"
+"""The detector that is trained where none is named."""
+BOX_MEASURES = (
+    Measure(key="ap", name="average precision", short="AP"),
+    Measure(key="ap50", name="average precision at half overlap", short="AP50"),
+)
+MASK_MEASURES = (
+    Measure(key="mask_ap", name="average precision of masks", short="mask AP"),
+    Measure(key="mask_ap50", name="of masks at half overlap", short="mask AP50"),
+)
+
+
 class Detect:
-    """See `Task`."""
+    """See `Task`. With `masks` of models that learn from the objects' masks and give some."""
 
     recipe = "detect"
     exam = EXAMINATIONS["detect"]
-    measures: tuple[Measure, ...] = (
-        Measure(key="ap", name="average precision", short="AP"),
-        Measure(key="ap50", name="average precision at half overlap", short="AP50"),
-    )
     counted = "object"
+
+    def __init__(self, *, masks: bool = False) -> None:
+        self.masks = masks
+        self.measures: tuple[Measure, ...] = (*BOX_MEASURES, *(MASK_MEASURES if masks else ()))
 
     def check(self, source: Pictures) -> None:
         check_pictures(source)
+        if self.masks and not cast(BoxSource, source).has_masks:
+            raise DataError(
+                "expected objects with masks (polygons or run lengths) for this model to learn from, the "
+                f"data has boxes alone; draw masks, or take a model of boxes, such as --model {STARTER}"
+            )
 
     def look_over(
         self, train: Pictures, val: Pictures, decode: bool, workers: int, check: Callable[[], None]
@@ -66,6 +87,7 @@ class Detect:
             hflip=recipe.hflip,
             vflip=recipe.vflip,
             color_jitter=recipe.color_jitter,
+            masks=self.masks,
         )
 
     def loss(
@@ -81,11 +103,14 @@ class Detect:
     def explained(self, found: BoxesFound, source: Pictures) -> dict[str, Any]:
         boxes = cast(BoxSource, source)
         scores = found.scores(boxes)
-        tables = (
+        tables = [
             ClassTable(name="AP", explained="average precision, mean over overlaps", values=scores.class_ap),
             ClassTable(name="AP50", explained="the same at half overlap", values=scores.class_ap50),
-        )
-        return {"class_tables": tables, "shown": worst_boxes(found, boxes)}
+        ]
+        if scores.masks:
+            explained = "average precision of masks, mean over overlaps"
+            tables.append(ClassTable(name="mask AP", explained=explained, values=scores.masks.class_ap))
+        return {"class_tables": tuple(tables), "shown": worst_boxes(found, boxes)}
 
 
 class BoxLoss:
@@ -105,7 +130,10 @@ class BoxLoss:
     def blank(self, count: int) -> Batch:
         size = self.recipe.input_size
         nothing = BoxTarget(
-            torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+            torch.zeros(0, 4),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.bool),
+            torch.zeros(0, *size, dtype=torch.uint8),
         )
         return Batch(
             torch.zeros(count, 3, *size, dtype=torch.uint8),

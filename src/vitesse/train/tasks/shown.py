@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitesse.data.dense import IGNORE, Boxes, BoxSource, MapSource
+from vitesse.data.masks import decode_masks
 from vitesse.errors import ImageError
-from vitesse.metrics.dense import WORST, BoxesFound, MapsCounted
-from vitesse.results import Detections, SemanticMap, regions
-from vitesse.runtime.imaging import Placement, read_image
+from vitesse.metrics.dense import WORST, BoxesFound, MapsCounted, Objects
+from vitesse.results import Detections, SemanticMap, regions, run_lengths
+from vitesse.runtime.imaging import read_image
 from vitesse.runtime.overlay import draw_detections, draw_map
-from vitesse.runtime.postprocess import found_objects
+from vitesse.runtime.postprocess import Segmentation, as_detections
 from vitesse.train.report import Shown
 
 SURE, OVERLAP = 0.3, 0.5
@@ -49,9 +50,12 @@ def _drawn_boxes(
     image = _read(source, picture)
     if image is None:
         return None
-    size = (image.height, image.width)
-    as_it_is = Placement(size, size, (0, 0), size)
-    objects = found_objects(*found.by_picture[picture], as_it_is, source.class_names, SURE)
+    size, (boxes_N4, scores_N, labels_N, masks) = (image.height, image.width), found.by_picture[picture]
+
+    def segmentation(at: int) -> Segmentation | None:
+        return None if masks is None else run_lengths(decode_masks([masks[at]], size)[0] > 0)
+
+    objects = as_detections(boxes_N4, scores_N, labels_N, source.class_names, SURE, segmentation)
     record = Detections(source=source.name(picture), model="", size=size, predictions=objects)
     right, missed, wrong = counts
     text = f"{right} of {right + missed} found, {wrong} wrong: {source.name(picture)}"
@@ -77,11 +81,9 @@ def _drawn_maps(source: MapSource, right: float, picture: int, classes_HW: NDArr
     return Shown(jpeg=_jpeg(canvas), text=text)
 
 
-def _matched(
-    found: tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]], there: Boxes
-) -> tuple[int, int, int]:
+def _matched(found: Objects, there: Boxes) -> tuple[int, int, int]:
     """Objects found, missed and wrongly found; the surest take theirs first."""
-    boxes_N4, scores_N, labels_N = found
+    boxes_N4, scores_N, labels_N, _ = found
     sure = np.flatnonzero(scores_N >= SURE)
     sure = sure[np.argsort(-scores_N[sure], kind="stable")]
     asked = np.flatnonzero(~there.crowd_N)
