@@ -5,6 +5,7 @@ Shape suffixes: K classes, H and W rows and columns of the picture, h and w of a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -63,9 +64,9 @@ class MapMerge:
         if until == self._done:
             return
         for cell in _cells([window for window, _ in self._open], self._done, until, len(self._class_names)):
-            parts = [self._enlarged(*one, cell) for one in self._open if cell.is_inside(one[0])]
-            classes_HW = np.sum(parts, axis=0).argmax(axis=2)
-            self._classes_HW[cell.top : cell.bottom, cell.left : cell.right] = classes_HW
+            parts = (self._enlarged(*one, cell) for one in self._open if cell.is_inside(one[0]))
+            total_HWK = functools.reduce(np.add, parts)
+            self._classes_HW[cell.top : cell.bottom, cell.left : cell.right] = total_HWK.argmax(axis=2)
         self._open = [one for one in self._open if one[0].bottom > until]
         self._done = until
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vitesse.errors import ConfigError
 from vitesse.runtime.sources import Pixels, Size, size_of
 
-MAX_OVERLAP = 0.9
+MIN_TILE, MAX_OVERLAP = 16, 0.9
 
 
 class Window(NamedTuple):
@@ -61,17 +61,19 @@ class Tiling:
     """How pictures that are larger than a tile are cut.
 
     Attributes:
-        tile: (height, width) of a window in pixels of the picture.
+        tile: (height, width) of a window in pixels of the picture, at least `MIN_TILE`.
         overlap: of two neighbours, the least share of a tile that both show, 0 to `MAX_OVERLAP`.
 
     Raises:
-        ConfigError: an overlap out of its range.
+        ConfigError: a tile or overlap out of its range.
     """
 
     tile: Size
     overlap: float = 0.2
 
     def __post_init__(self) -> None:
+        if min(self.tile) < MIN_TILE:
+            raise ConfigError(f"tile: expected at least {MIN_TILE} pixels, got {self.tile[0]}x{self.tile[1]}")
         if not 0 <= self.overlap <= MAX_OVERLAP:
             raise ConfigError(f"overlap: expected 0 to {MAX_OVERLAP}, got {self.overlap}")
 
@@ -96,5 +98,6 @@ class Tiling:
 
 
 def _starts(side: int, tile: int, shared: int) -> list[int]:
-    steps = math.ceil(max(0, side - tile) / max(1, tile - shared))
-    return [step * (side - tile) // max(1, steps) for step in range(steps + 1)] if steps else [0]
+    """Where the windows along a side begin."""
+    steps = math.ceil((side - tile) / (tile - shared))
+    return [step * (side - tile) // steps for step in range(steps + 1)] if steps > 0 else [0]
