@@ -27,6 +27,10 @@ class ImageError(VitesseError):
     """A picture was refused: unreadable, too large, or of a kind that is not accepted."""
 
 
+class TooLargeError(ImageError):
+    """A picture has more pixels, or its file more bytes, than the limits allow."""
+
+
 class ArtefactError(VitesseError):
     """An artefact cannot be used: not ONNX, no manifest, a newer schema, a shape that disagrees."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitesse.data.contract import Pictures
 from vitesse.data.sources import take, unseen
-from vitesse.errors import ConfigError
+from vitesse.errors import ConfigError, ImageError
 from vitesse.metrics import (
     DENSE_BATCH,
     EXAMINATIONS,
@@ -25,6 +26,7 @@ from vitesse.metrics import (
     with_classes,
 )
 from vitesse.predictors import load
+from vitesse.progress import track
 from vitesse.runtime.multiplex import whole_groups
 from vitesse.spec import to_mapping
 
@@ -128,6 +130,8 @@ def evaluate(
     image_size: int | tuple[int, int] | None = None,
     ensemble: bool = False,
     labels: str | Path | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: float = 0.2,
 ) -> Evaluation | DenseEvaluation:
     """Accuracy of an artefact, a checkpoint or a published model on pictures that say what is in them.
 
@@ -139,6 +143,8 @@ def evaluate(
         limit: at most so many pictures, drawn by seed 0.
         ensemble: of a multiplexed model, show every picture in every slot and take the mean.
         labels: other labels for these pictures, any of several, see `vitesse.metrics.read_label_sets`.
+        tile, overlap: of a detector or segmenter, score what a `Predictor` with these finds; of objects all,
+            however low they score.
 
     Raises:
         DataError: the data cannot be read, or its classes or the other labels do not fit the model.
@@ -150,8 +156,11 @@ def evaluate(
         arch=arch,
         threads=threads,
         image_size=image_size,
-        batch_size=batch_size,
+        batch_size=batch_size if tile is None else min(batch_size, DENSE_BATCH),
         ensemble=ensemble,
+        min_score=0.0,
+        tile=tile,
+        overlap=overlap,
     )
     manifest = predictor.artefact.manifest
     everything = open_for(manifest.task, data, split)
@@ -161,7 +170,9 @@ def evaluate(
                 f"{'labels' if labels else 'ensemble'}: expected a classifier, {manifest.model.name} is none"
             )
         batch_size = predictor.artefact.input_shape[0] or min(batch_size, DENSE_BATCH)
-        return _evaluate_dense(predictor, unseen(everything, manifest.provenance), limit, batch_size)
+        pictures = take(unseen(everything, manifest.provenance), limit)
+        showing = Showing(preprocess=manifest.preprocess, batch_size=batch_size)
+        return _evaluate_dense(predictor, pictures, showing if tile is None else None)
     width, num_classes = manifest.mux_width, len(manifest.class_names)
     source = with_classes(take(unseen(everything, manifest.provenance), limit), manifest.class_names)
     sets = None if labels is None else read_label_sets(labels, everything, num_classes)
@@ -184,20 +195,34 @@ def evaluate(
     )
 
 
-def _evaluate_dense(
-    predictor: Predictor, everything: Pictures, limit: int | None, batch_size: int
-) -> DenseEvaluation:
+def _evaluate_dense(predictor: Predictor, pictures: Pictures, showing: Showing | None) -> DenseEvaluation:
+    """Of pictures as they are shown to the engine; without `showing` of the predictor's own records."""
     manifest = predictor.artefact.manifest
     exam = EXAMINATIONS[manifest.task]
-    source = exam.of_classes(take(everything, limit), manifest.class_names)
+    source = exam.of_classes(pictures, manifest.class_names)
     timed, started = _Timed(predictor.engine), time.perf_counter()
-    showing = Showing(preprocess=manifest.preprocess, batch_size=batch_size)
-    scores = exam.find(timed, source, showing).scores(source)
+    if showing is not None:
+        found = exam.find(timed, source, showing)
+    else:
+        assert exam.recorded is not None
+        predictor.engine = timed
+        found = exam.recorded(track(predictor.stream(_encoded(source)), "evaluate", len(source)), source)
+    scores = found.scores(source)
     return DenseEvaluation(
         model=manifest.model.name,
         engine=timed.name,
         precision=manifest.precision,
         scores=scores,
-        img_per_s=timed.images / (time.perf_counter() - started),
-        engine_img_per_s=timed.images / timed.seconds,
+        img_per_s=scores.images / (time.perf_counter() - started),
+        engine_img_per_s=scores.images / timed.seconds,
     )
+
+
+def _encoded(source: Pictures) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of all pictures; of files that cannot be read none."""
+    for index in range(len(source)):
+        try:
+            data = source.read(index)
+        except (ImageError, OSError):
+            data = b""
+        yield source.name(index), data

@@ -22,8 +22,9 @@ from vitesse.runtime.artefact import (
     kept_artefact,
     read_artefact,
 )
-from vitesse.runtime.predictor import Predictor, Source
+from vitesse.runtime.predictor import Predictor
 from vitesse.runtime.promptable import MaskPredictor
+from vitesse.runtime.sources import Source
 from vitesse.spec import as_size
 
 HUB_PREFIX, HUB_FILE = "hf:", "model.onnx"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitesse.spec import from_mapping, to_mapping
+
+COUNTED_AT_ONCE = 2**22
+"""Pixels: to be counted, each takes eight bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,16 @@ class Detection:
         if self.segmentation is None:
             del record["segmentation"]
         return record
+
+    def moved(self, top: int, left: int, size: tuple[int, int]) -> Detection:
+        """The same object in a picture of `size` (height, width), of which this one begins at a row and a
+        column."""
+        x, y, width, height = self.bbox
+        placed = replace(self, bbox=(x + left, y + top, width, height))
+        if self.segmentation is None or tuple(self.segmentation["size"]) == size:
+            return placed
+        mask_HW = from_run_lengths(self.segmentation)
+        return replace(placed, segmentation=run_lengths(mask_HW, size, (top, left)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +296,9 @@ Record = Classification | Detections | SemanticMap
 
 def regions(classes_HW: NDArray[Any], class_names: Sequence[str]) -> tuple[Region, ...]:
     """The classes that a map of class indices holds, the largest first."""
-    counts_K = np.bincount(classes_HW.ravel(), minlength=len(class_names))
+    counts_K = np.zeros(len(class_names), np.int64)
+    for rows_HW in np.array_split(classes_HW, 1 + classes_HW.size // COUNTED_AT_ONCE):
+        counts_K += np.bincount(rows_HW.ravel(), minlength=len(class_names))
     shares_K = counts_K / classes_HW.size
     order = np.argsort(-counts_K, kind="stable")[: np.count_nonzero(counts_K)]
     return tuple(

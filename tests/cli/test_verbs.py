@@ -22,11 +22,11 @@ Capture = pytest.CaptureFixture[str]
 
 FLAGS = {
     "predict": "--arch --batch-size --engine --ensemble --image-size --json --max-bytes --max-pixels "
-    "--min-score --model --save --streams --threads --top-k",
+    "--min-score --model --overlap --save --streams --threads --tile --top-k",
     "segment": "--box --engine --json --max-bytes --max-pixels --model --multimask --point --save --threads",
     "train": "--export --json --model --out --ray --ray-workers --recipe --strict",
     "evaluate": "--arch --batch-size --engine --ensemble --image-size --json --labels --limit --model "
-    "--split --threads",
+    "--overlap --split --threads --tile",
     "export": "--arch --calibrate --data --dynamic-size --force --format --json --licence --out --precision "
     "--split --trained-on",
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "

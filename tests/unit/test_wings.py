@@ -33,8 +33,10 @@ INSIDE_RUNTIME = (
     {"decode", "artefact", "drawing"},
     {"bands", "overlay"},
     {"imaging", "autoselect", "compiled", "gallery"},
-    {"engines", "postprocess"},
-    {"multiplex"},
+    {"engines", "postprocess", "sources"},
+    {"multiplex", "windows"},
+    {"merging", "sliding"},
+    {"tiling"},
     {"predictor"},
     {"promptable"},
 )

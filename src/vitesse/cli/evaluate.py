@@ -15,7 +15,9 @@ from vitesse.cli.options import (
     ImageSize,
     Json,
     Model,
+    Overlap,
     Threads,
+    Tile,
     as_pixels,
 )
 
@@ -47,6 +49,8 @@ def run(
     threads: Threads = None,
     image_size: ImageSize = None,
     ensemble: Ensemble = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     as_json: Json = False,
 ) -> int:
     """Measure accuracy and speed, of a classifier also calibration, on pictures that say what is in them.
@@ -59,6 +63,7 @@ def run(
       vitesse evaluate imagenet/ --model efficientvit_m5 --engine torch
       vitesse evaluate imagenet/ --labels real.json
       vitesse evaluate boxes/ --model detector.onnx
+      vitesse evaluate aerial/ --model detector.onnx --tile 640
     """
     from vitesse.cli.show import show_evaluation
     from vitesse.evaluate import evaluate
@@ -72,8 +77,10 @@ def run(
         batch_size=batch_size,
         limit=limit,
         threads=threads,
-        image_size=as_pixels(image_size),
+        image_size=as_pixels("--image-size", image_size),
         ensemble=ensemble,
+        tile=as_pixels("--tile", tile),
+        overlap=overlap,
         labels=labels,
     )
     return show_evaluation(result, as_json=as_json)

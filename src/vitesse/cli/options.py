@@ -30,12 +30,24 @@ Ensemble = Annotated[
     bool,
     typer.Option("--ensemble", help="Of multiplexed models: each picture in every slot, the mean of all."),
 ]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        "--tile",
+        help="Of detectors and segmenters: cut larger pictures into windows of so many pixels, or HxW.",
+        metavar="PX",
+    ),
+]
+Overlap = Annotated[
+    float,
+    typer.Option("--overlap", min=0, max=0.9, help="Share of a tile that the next shows too.", metavar="X"),
+]
 RuntimeEngine = Literal["auto", "onnxruntime", "openvino"]
 AnyEngine = Literal["auto", "onnxruntime", "openvino", "torch"]
 EngineOption = typer.Option("--engine", help="What runs the model; auto measures once and keeps the fastest.")
 
 
-def as_pixels(text: str | None) -> int | tuple[int, int] | None:
+def as_pixels(option: str, text: str | None) -> int | tuple[int, int] | None:
     """`384` or `384x512` as a number or (height, width).
 
     Raises:
@@ -47,7 +59,7 @@ def as_pixels(text: str | None) -> int | tuple[int, int] | None:
     if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
         from vitesse.errors import ConfigError
 
-        raise ConfigError(f"--image-size: expected pixels such as 384, or 384x512, got {text!r}")
+        raise ConfigError(f"{option}: expected pixels such as 384, or 384x512, got {text!r}")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 

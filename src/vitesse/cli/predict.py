@@ -14,8 +14,10 @@ from vitesse.cli.options import (
     ImageSize,
     Json,
     Model,
+    Overlap,
     RuntimeEngine,
     Threads,
+    Tile,
     as_pixels,
 )
 
@@ -46,6 +48,8 @@ def run(
     ] = 1,
     image_size: ImageSize = None,
     ensemble: Ensemble = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -53,11 +57,20 @@ def run(
         ),
     ] = None,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, metavar="N", help="Largest picture to decode.")
-    ] = 40_000_000,
+        int | None,
+        typer.Option(
+            "--max-pixels",
+            min=1,
+            metavar="N",
+            help="Largest picture to decode; 40 million, with --tile 250 million.",
+        ),
+    ] = None,
     max_bytes: Annotated[
-        int, typer.Option("--max-bytes", min=1, metavar="N", help="Largest file to read.")
-    ] = 20 * 2**20,
+        int | None,
+        typer.Option(
+            "--max-bytes", min=1, metavar="N", help="Largest file to read; 20 MiB, with --tile 200 MiB."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Say what is in pictures: classes, objects with boxes, or a class for every pixel, as the model is.
@@ -72,29 +85,33 @@ def run(
       vitesse predict sample:rocket sample:coffee --save out
       vitesse predict holiday/ --model multiplexed.onnx --ensemble
       vitesse predict smear.jpg --model detector.onnx --min-score 0.4 --save out
+      vitesse predict aerial.jpg --model detector.onnx --tile 640 --save out
       find . -name '*.jpg' | vitesse predict - --model mine.onnx --top-k 1
     """
     from vitesse.cli.show import show_records
     from vitesse.inputs import expand
     from vitesse.predictors import load
     from vitesse.progress import say
-    from vitesse.runtime.decode import ImageLimits
+    from vitesse.runtime.decode import DEFAULT_LIMITS, TILED_LIMITS, ImageLimits
     from vitesse.runtime.multiplex import dependence
 
-    limits = ImageLimits(max_pixels=max_pixels, max_bytes=max_bytes)
+    usual = DEFAULT_LIMITS if tile is None else TILED_LIMITS
+    limits = ImageLimits(max_pixels=max_pixels or usual.max_pixels, max_bytes=max_bytes or usual.max_bytes)
     pictures = expand(sources, limits)
     predictor = load(
         model,
         arch=arch,
         engine=engine,
         threads=threads,
-        image_size=as_pixels(image_size),
+        image_size=as_pixels("--image-size", image_size),
         streams=streams,
         top_k=top_k,
         min_score=min_score,
         batch_size=batch_size,
         limits=limits,
         ensemble=ensemble,
+        tile=as_pixels("--tile", tile),
+        overlap=overlap,
     )
     if (manifest := predictor.artefact.manifest).mux_width > 1:
         say(dependence(manifest))

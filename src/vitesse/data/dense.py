@@ -150,8 +150,7 @@ def picture_size(encoded: bytes) -> tuple[int, int]:
     Raises:
         ImageError: it is no picture.
     """
-    header = read_header(encoded)
-    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+    return read_header(encoded).size
 
 
 def check_class_names(where: object, names: object) -> tuple[str, ...]:

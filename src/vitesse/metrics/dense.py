@@ -6,7 +6,7 @@ Shape suffixes: B pictures, N detections, H rows, W columns, K classes, h and w 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from vitesse.runtime.postprocess import in_picture, pasted
 
 if TYPE_CHECKING:
     from vitesse.data.dense import BoxSource, MapSource
+    from vitesse.results import Detection, Detections, SemanticMap
     from vitesse.runtime.engines import Engine
 
 WORST = 6
@@ -80,9 +81,39 @@ def find_boxes(engine: Engine, source: BoxSource, showing: Showing) -> BoxesFoun
                 labels_N[kept].astype(np.int64),
                 _masks(masks[0][kept], boxes_N4[kept], placement) if masks and source.has_masks else None,
             )
-    if not found:
+    return _some_found(found)
+
+
+def recorded_boxes(records: Iterable[Detections], source: BoxSource) -> BoxesFound:
+    """The objects of records, one a picture of the source.
+
+    Raises:
+        DataError: no picture could be read.
+    """
+    found = {
+        picture: _recorded(record.predictions, source)
+        for picture, record in enumerate(records)
+        if record.error is None
+    }
+    return _some_found(found)
+
+
+def _recorded(detections: Sequence[Detection], source: BoxSource) -> Objects:
+    boxes_N4 = np.array([one.bbox for one in detections], np.float64).reshape(-1, 4)
+    boxes_N4[:, 2:] += boxes_N4[:, :2]
+    masks = tuple(compressed(one.segmentation) for one in detections if one.segmentation is not None)
+    return Objects(
+        boxes_N4,
+        np.array([one.score for one in detections], np.float32),
+        np.array([one.index for one in detections], np.int64),
+        masks if source.has_masks and len(masks) == len(detections) else None,
+    )
+
+
+def _some_found(by_picture: dict[int, Objects]) -> BoxesFound:
+    if not by_picture:
         raise DataError("no picture could be read, so there is nothing to score")
-    return BoxesFound(found)
+    return BoxesFound(by_picture)
 
 
 def _masks(masks_Nhw: NDArray[Any], boxes_N4: NDArray[Any], placement: Placement) -> tuple[Rle, ...]:
@@ -128,19 +159,34 @@ def count_maps(engine: Engine, source: MapSource, showing: Showing) -> MapsCount
     Raises:
         DataError: no picture and its label map could be read.
     """
+    classes = len(source.class_names)
+    maps = (
+        (picture, in_picture(classes_HW, place(size, showing.preprocess), classes))
+        for (maps_BHW, *_), pictures_B, sizes in shown(engine, source, showing)
+        for classes_HW, picture, size in zip(maps_BHW, pictures_B.tolist(), sizes, strict=True)
+    )
+    return _counted(maps, source)
+
+
+def recorded_maps(records: Iterable[SemanticMap], source: MapSource) -> MapsCounted:
+    """As `count_maps`, of records, one a picture of the source."""
+    given = ((picture, record.classes_HW) for picture, record in enumerate(records))
+    return _counted(((picture, map_HW) for picture, map_HW in given if map_HW is not None), source)
+
+
+def _counted(maps: Iterable[tuple[int, NDArray[Any]]], source: MapSource) -> MapsCounted:
+    """Of pictures by their index, the classes (H, W) that they were given."""
     classes, images = len(source.class_names), 0
     confusion_KK = np.zeros((classes, classes), np.int64)
     worst: tuple[tuple[float, int, NDArray[Any]], ...] = ()
-    for (maps_BHW, *_), pictures_B, sizes in shown(engine, source, showing):
-        for classes_HW, picture, size in zip(maps_BHW, pictures_B.tolist(), sizes, strict=True):
-            labels_HW = _labels(source, picture, size)
-            if labels_HW is not None:
-                predicted_HW = in_picture(classes_HW, place(size, showing.preprocess), classes)
-                counts_KK = confusion(predicted_HW, labels_HW, classes)
-                confusion_KK += counts_KK
-                images += 1
-                right = float(counts_KK.trace() / max(counts_KK.sum(), 1))
-                worst = _worst([*worst, (right, picture, predicted_HW)])
+    for picture, predicted_HW in maps:
+        labels_HW = _labels(source, picture, predicted_HW.shape)
+        if labels_HW is not None:
+            counts_KK = confusion(predicted_HW, labels_HW, classes)
+            confusion_KK += counts_KK
+            images += 1
+            right = float(counts_KK.trace() / max(counts_KK.sum(), 1))
+            worst = _worst([*worst, (right, picture, predicted_HW)])
     if not images:
         raise DataError("no picture and its label map could be read, so there is nothing to score")
     return MapsCounted(confusion_KK, images, worst)
@@ -150,7 +196,7 @@ def _worst(seen: Sequence[tuple[float, int, NDArray[Any]]]) -> tuple[tuple[float
     return tuple(sorted(seen, key=lambda one: one[:2])[:WORST])
 
 
-def _labels(source: MapSource, picture: int, size: tuple[int, int]) -> NDArray[Any] | None:
+def _labels(source: MapSource, picture: int, size: tuple[int, ...]) -> NDArray[Any] | None:
     try:
         labels_HW = source.label_map(picture)
     except (ImageError, OSError):

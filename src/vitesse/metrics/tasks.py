@@ -14,7 +14,14 @@ from vitesse.data.annotated import open_boxes, open_maps
 from vitesse.data.contract import Pictures
 from vitesse.data.sources import open_source
 from vitesse.metrics.classes import same_classes, with_classes
-from vitesse.metrics.dense import BoxesFound, MapsCounted, count_maps, find_boxes
+from vitesse.metrics.dense import (
+    BoxesFound,
+    MapsCounted,
+    count_maps,
+    find_boxes,
+    recorded_boxes,
+    recorded_maps,
+)
 from vitesse.metrics.detection import BoxScores
 from vitesse.metrics.run import Showing, outcomes, outcomes_in_groups
 from vitesse.metrics.scores import Outcomes, Scores
@@ -74,6 +81,7 @@ class Examination:
         joined: what was found in parts of a source, as one.
         figures: the kind that an evaluation comes to.
         of_classes: a source and a model's class names to that source, with the model's indices.
+        recorded: records, one a picture of a source, and the source to what is found; None for classifiers.
     """
 
     open: Callable[[Any, str | None], Any]
@@ -81,12 +89,13 @@ class Examination:
     joined: Callable[[Sequence[Any]], Found]
     figures: type[Figures]
     of_classes: Callable[[Any, tuple[str, ...]], Any] = same_classes
+    recorded: Callable[[Any, Any], Found] | None = None
 
 
 EXAMINATIONS: Mapping[Task, Examination] = {
     "classify": Examination(open_source, outcomes, Outcomes.joined, Scores, with_classes),
-    "detect": Examination(open_boxes, find_boxes, BoxesFound.joined, BoxScores),
-    "segment": Examination(open_maps, count_maps, MapsCounted.joined, MapScores),
+    "detect": Examination(open_boxes, find_boxes, BoxesFound.joined, BoxScores, recorded=recorded_boxes),
+    "segment": Examination(open_maps, count_maps, MapsCounted.joined, MapScores, recorded=recorded_maps),
 }
 
 

@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from vitesse.errors import ImageError
+from vitesse.errors import ImageError, TooLargeError
 from vitesse.runtime.header import Header, read_header
 
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
@@ -47,6 +47,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+TILED_LIMITS = ImageLimits(max_pixels=250_000_000, max_bytes=200 * 2**20)
+"""For pictures that are looked at by tiles: decoded, the largest takes 1 GB."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def decode(
     """
     header = read_header(read_bytes(source, limits))
     check_pixels(header.height, header.width, limits)
-    turned = header.orientation >= 5
-    height, width = (header.width, header.height) if turned else (header.height, header.width)
+    height, width = header.size
     fraction, least = 1, enough(height, width)
     if header.kind == "JPEG" and least is not None:
         fraction = next(
@@ -146,7 +147,7 @@ def read_bytes(source: bytes | Path, limits: ImageLimits) -> bytes:
             reason = getattr(error, "strerror", None) or str(error)
             raise ImageError(f"the file cannot be read: {reason.lower()}") from error
     if size > limits.max_bytes:
-        raise ImageError(
+        raise TooLargeError(
             f"expected at most {limits.max_bytes / 2**20:g} MiB, the file has {size / 2**20:.1f}; "
             "shrink it or raise max_bytes"
         )
@@ -157,7 +158,7 @@ def check_pixels(height: int, width: int, limits: ImageLimits) -> None:
     if min(height, width) < 1:
         raise ImageError(f"expected a picture, its header says {width}x{height} pixels")
     if height * width > limits.max_pixels:
-        raise ImageError(
+        raise TooLargeError(
             f"expected at most {limits.max_pixels / 1e6:g} megapixels, the header says {width}x{height} "
             f"({height * width / 1e6:.0f}); shrink it or raise max_pixels"
         )

@@ -44,6 +44,11 @@ class Header:
     plain: bool
     data: bytes
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture held upright."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
 
 def read_header(data: bytes) -> Header:
     """Read kind, size and orientation from the bytes of a picture.

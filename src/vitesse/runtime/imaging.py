@@ -35,6 +35,7 @@ __all__ = [
     "ImageLimits",
     "Placement",
     "fitted_size",
+    "input_size",
     "load_tensor",
     "load_tensor_and_size",
     "place",
@@ -242,7 +243,7 @@ def preprocess_bands(
     size = (checked_HWC.shape[0], checked_HWC.shape[1])
     placed = place(size, spec)
     (height, width), box = placed.shown, _window(placed, size)
-    x_CHW = np.zeros((len(spec.mean), *_input_size(placed.shown, spec)), np.float32)
+    x_CHW = np.zeros((len(spec.mean), *input_size(placed.shown, spec)), np.float32)
     for x_HW, band_HW, mean, std in zip(
         x_CHW, np.ascontiguousarray(checked_HWC.transpose(2, 0, 1)), spec.mean, spec.std, strict=True
     ):
@@ -269,7 +270,7 @@ def _window(
     )
 
 
-def _input_size(shown: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+def input_size(shown: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
     """(height, width) of the input of which a picture fills `shown`."""
     return shown if spec.resize == "short" else spec.image_size
 
@@ -291,7 +292,7 @@ def _normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
     """(C, H, W) of the input's size; where a picture that was fitted leaves room, the mean: 0."""
     scale, offset = _scale_and_offset(spec.mean, spec.std)
     shown = image.height, image.width
-    size = _input_size(shown, spec)
+    size = input_size(shown, spec)
     x_CHW = (np.empty if shown == size else np.zeros)((len(scale), *size), np.float32)
     shown_CHW = x_CHW[:, : image.height, : image.width]
     for x_HW, band, factor, shift in zip(shown_CHW, image.split(), scale, offset, strict=True):

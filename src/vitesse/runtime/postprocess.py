@@ -39,6 +39,8 @@ INSIDE = 0.5
 """Probability from which on a pixel belongs to an object."""
 
 TINY = float(np.finfo(np.float32).tiny)
+Outcome = Mapping[str, Any] | str
+"""What came of a picture: what its record says beside source and model, or why there is nothing."""
 
 
 def softmax(logits_BK: NDArray[Any]) -> NDArray[np.float64]:
@@ -170,8 +172,14 @@ def in_picture(classes_HW: NDArray[Any], placement: Placement, num_classes: int)
             f"expected classes of 0 to {num_classes - 1}, got {shown_HW.min()} to {shown_HW.max()}"
         )
     kind = np.min_scalar_type(num_classes - 1)
+    rows, columns = nearest(placement)
+    return shown_HW.astype(kind)[rows[:, None], columns]
+
+
+def nearest(placement: Placement) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the input that show the rows and columns of the picture."""
     rows, columns = (
         np.minimum((np.arange(full) + 0.5) * shown / full, shown - 1).astype(np.intp)
         for full, shown in zip(placement.full, placement.shown, strict=True)
     )
-    return shown_HW.astype(kind)[rows[:, None], columns]
+    return rows, columns

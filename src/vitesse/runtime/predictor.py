@@ -5,49 +5,36 @@ Shape suffixes: B pictures, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitesse.errors import ConfigError, ImageError, VitesseError
+from vitesse.errors import ConfigError, TooLargeError, VitesseError
 from vitesse.results import Record, regions
 from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
+from vitesse.runtime.decode import DEFAULT_LIMITS, TILED_LIMITS, ImageLimits
 from vitesse.runtime.engines import Engine, create_engine, usable_cpus
-from vitesse.runtime.imaging import (
-    DEFAULT_LIMITS,
-    ImageLimits,
-    load_tensor_and_size,
-    place,
-    preprocess,
-    preprocess_array,
-    to_rgb,
-)
+from vitesse.runtime.imaging import place
 from vitesse.runtime.multiplex import EnsembledEngine, whole_groups
-from vitesse.runtime.postprocess import RECORDS, found_objects, in_picture, top_k
-from vitesse.spec import PreprocessSpec
+from vitesse.runtime.postprocess import RECORDS, Outcome, found_objects, in_picture, top_k
+from vitesse.runtime.sources import Size, Source, name_of, tensor_and_size
+from vitesse.runtime.tiling import TILED_TASKS, Look, TensorAndSize, Tiler
+from vitesse.runtime.windows import Tiling
+from vitesse.spec import as_size
 
-Source = str | Path | bytes | tuple[str, bytes] | Image.Image | NDArray[Any]
-"""A path, the bytes of a file (with or without a name), an opened picture, or an array.
+T = TypeVar("T")
 
-Arrays are as `preprocess_array` takes them: RGB (H, W, 3) uint8, or bands (H, W, C).
-"""
-
-Sized = tuple[NDArray[np.float32], tuple[int, int]]
-"""The tensor (C, H, W) of a picture, and its own (height, width)."""
-
-Loaded = Sized | str
-"""What came of a source, or why there is nothing."""
-
-Outcome = Mapping[str, Any] | str
-"""What came of a tensor: what its record says beside source and model, or why there is nothing."""
+Loaded = TensorAndSize | str
+"""What was loaded for a look, or why nothing was."""
 
 AHEAD = 4
 """Batches under way at most: one that runs, the others decoded meanwhile. A further stream adds one."""
@@ -63,7 +50,8 @@ class Predictor:
     Raises:
         ArtefactError: the artefact cannot be used.
         EngineError, MissingExtraError: the engine cannot be had, or refuses the model.
-        ConfigError: a number out of its range, or `ensemble` of a model that takes pictures alone.
+        ConfigError: a number out of its range, `ensemble` of a model that takes pictures alone, or `tile` of
+            a classifier.
     """
 
     def __init__(
@@ -75,10 +63,12 @@ class Predictor:
         batch_size: int = 8,
         top_k: int = 5,
         min_score: float = 0.25,
-        limits: ImageLimits = DEFAULT_LIMITS,
+        limits: ImageLimits | None = None,
         workers: int | None = None,
         streams: int = 1,
         ensemble: bool = False,
+        tile: int | Size | None = None,
+        overlap: float = 0.2,
     ) -> None:
         """
         Args:
@@ -89,10 +79,13 @@ class Predictor:
                 multiplexed one rounded up to whole groups.
             top_k: classes a picture, of a classifier.
             min_score: objects that score less are left out, of a detector; 0 to 1.
-            limits: the largest picture to decode.
+            limits: the largest picture to decode; `DEFAULT_LIMITS`, with tiles `TILED_LIMITS`.
             workers: threads that decode; as many as CPUs by default, at most 8.
             streams: batches that run at once, sharing the engine's threads (`create_engine`).
             ensemble: of a multiplexed model, see every picture in every slot (`EnsembledEngine`).
+            tile: side, or (height, width), in pixels of the windows in which a detector or segmenter looks at
+                pictures that are larger (`Tiler`); by default it looks at all pictures in one piece.
+            overlap: least share of a tile that neighbours have in common.
         """
         workers = min(8, usable_cpus()) if workers is None else workers
         for name, value in (
@@ -120,8 +113,13 @@ class Predictor:
             self.engine = EnsembledEngine(self.engine, width)
         self._batch_size = whole_groups(batch_size, width) if model.input_shape[0] is None else 1
         self._top_k, self._min_score = top_k, min_score
-        self._limits, self._workers, self._streams = limits, workers, streams
+        self._limits = limits or (DEFAULT_LIMITS if tile is None else TILED_LIMITS)
+        self._workers, self._streams = workers, streams
         self._record = RECORDS[model.manifest.task]
+        self._tiler: Tiler | None = None
+        if tile is not None:
+            tiling = Tiling(as_size(tile), overlap)
+            self._tiler = Tiler(tiling, model.manifest, self._limits, self._read)
 
     def predict(self, sources: Iterable[Source]) -> list[Record]:
         """One record for each source, in their order; see `stream`."""
@@ -143,138 +141,126 @@ class Predictor:
             raise ConfigError(
                 f"expected a collection of pictures, got one {type(sources).__name__}: put it in a list"
             )
-        return self._stream(iter(sources))
+        named = ((name_of(source, index), source) for index, source in enumerate(sources))
+        outcomes = (
+            self._in_one_piece(named) if self._tiler is None else self._tiler.outcomes(named, self._run)
+        )
+        return self._records(outcomes)
 
-    def _stream(self, sources: Iterator[Source]) -> Iterator[Record]:
+    def _in_one_piece(self, named: Iterator[tuple[str, Source]]) -> Generator[tuple[str, Outcome]]:
+        return self._run(Look(key=name, load=partial(self._load, it), read=self._read) for name, it in named)
+
+    def _records(self, outcomes: Generator[tuple[str, Outcome]]) -> Iterator[Record]:
+        with contextlib.closing(outcomes):
+            for name, outcome in outcomes:
+                says = {"error": outcome} if isinstance(outcome, str) else outcome
+                yield self._record(source=name, model=self.artefact.manifest.model.name, **says)
+
+    def _run(self, looks: Iterator[Look[T]]) -> Generator[tuple[T, Outcome]]:
         decoders = ThreadPoolExecutor(self._workers, "vitesse-decode")
         runners = ThreadPoolExecutor(self._streams, "vitesse-run")
-        feed = _Feed(sources, lambda source: decoders.submit(self._load, source))
-        running: deque[tuple[list[str], list[Loaded], Future[list[Outcome]]]] = deque()
+        feed = _Feed(looks, lambda look: decoders.submit(self._loaded, look))
+        running: deque[tuple[list[Look[T]], Future[list[Outcome]]]] = deque()
         try:
             while True:
                 feed.fill((AHEAD + self._streams - 1) * self._batch_size)
-                names, loaded = feed.take(self._batch_size)
-                if names:
-                    readable = [item for item in loaded if not isinstance(item, str)]
-                    running.append((names, loaded, runners.submit(self._infer, readable)))
+                taken, loaded = feed.take(self._batch_size)
+                if taken:
+                    running.append((taken, runners.submit(self._seen, taken, loaded)))
                 if not running:
                     break
-                if len(running) == self._streams or not names:
-                    yield from self._records(*running.popleft())
+                if len(running) == self._streams or not taken:
+                    done, outcomes = running.popleft()
+                    yield from zip((look.key for look in done), outcomes.result(), strict=True)
             if feed.failure is not None:
                 raise feed.failure
         finally:
             for pool in (decoders, runners):
                 pool.shutdown(cancel_futures=True)
 
-    def _load(self, source: Source) -> Loaded:
+    def _load(self, source: Source) -> TensorAndSize:
+        return tensor_and_size(source, self.artefact.manifest.preprocess, self._limits)
+
+    def _loaded(self, look: Look[T]) -> Loaded:
         try:
-            return tensor_and_size(source, self.artefact.manifest.preprocess, self._limits)
+            return look.load()
+        except TooLargeError as error:
+            return f"{error}{self._way_out()}"
         except Exception as error:
             return _one_line(error)
 
-    def _records(
-        self, names: list[str], loaded: list[Loaded], inferred: Future[list[Outcome]]
-    ) -> Iterator[Record]:
-        outcomes = iter(inferred.result())
-        for name, item in zip(names, loaded, strict=True):
-            outcome = item if isinstance(item, str) else next(outcomes)
-            says = {"error": outcome} if isinstance(outcome, str) else outcome
-            yield self._record(source=name, model=self.artefact.manifest.model.name, **says)
+    def _way_out(self) -> str:
+        """What else can be done about a picture that is too large."""
+        if self.artefact.manifest.task not in TILED_TASKS or self._limits != DEFAULT_LIMITS:
+            return ""
+        pixels, size = TILED_LIMITS.max_pixels / 1e6, TILED_LIMITS.max_bytes >> 20
+        return f", or look at it by tiles (--tile): up to {pixels:g} megapixels and {size} MiB"
 
-    def _infer(self, loaded: list[Sized]) -> list[Outcome]:
-        """What the records say, or an error, for each tensor; those of one shape run together."""
-        groups = groupby(loaded, lambda item: item[0].shape)
+    def _seen(self, looks: list[Look[T]], loaded: list[Loaded]) -> list[Outcome]:
+        """What came of each look."""
+        pairs = zip(looks, loaded, strict=True)
+        came = iter(self._infer([(look, item) for look, item in pairs if not isinstance(item, str)]))
+        return [item if isinstance(item, str) else next(came) for item in loaded]
+
+    def _infer(self, items: list[tuple[Look[T], TensorAndSize]]) -> list[Outcome]:
+        """What came of tensors, or an error for each; those of one shape run together."""
+        groups = groupby(items, lambda item: item[1][0].shape)
         return [outcome for _, group in groups for outcome in self._infer_batch(list(group))]
 
-    def _infer_batch(self, loaded: list[Sized]) -> list[Outcome]:
+    def _infer_batch(self, items: list[tuple[Look[T], TensorAndSize]]) -> list[Outcome]:
         """The same of one shape. A batch that fails is run again one by one, so that one picture cannot spoil
         the others."""
         try:
-            outputs = self.engine.run(np.stack([x_CHW for x_CHW, _ in loaded]))
-            return self._read(outputs, [size for _, size in loaded])
+            outputs = self.engine.run(np.stack([x_CHW for _, (x_CHW, _) in items]))
+            return [
+                look.read([output[row] for output in outputs], size)
+                for row, (look, (_, size)) in enumerate(items)
+            ]
         except Exception as error:
-            if len(loaded) == 1:
+            if len(items) == 1:
                 return [_one_line(error)]
-            return [self._infer_batch([item])[0] for item in loaded]
+            return [self._infer_batch([item])[0] for item in items]
 
-    def _read(self, outputs: Sequence[NDArray[Any]], sizes: Sequence[tuple[int, int]]) -> list[Outcome]:
-        """What the outputs of a batch mean for pictures of these (height, width)."""
+    def _read(self, outputs: Sequence[NDArray[Any]], size: Size) -> Mapping[str, Any]:
+        """What the outputs for a picture of this (height, width) mean."""
         manifest = self.artefact.manifest
         names = manifest.class_names
         if manifest.task == "classify":
-            return [{"predictions": classes} for classes in top_k(outputs[0], names, self._top_k)]
-        placed = [place(size, manifest.preprocess) for size in sizes]
+            return {"predictions": top_k(outputs[0][None], names, self._top_k)[0]}
+        placement = place(size, manifest.preprocess)
         if manifest.task == "detect":
-            rows = zip(zip(*outputs, strict=True), placed, strict=True)
-            found = [
-                found_objects(boxes_N4, scores_N, labels_N, placement, names, self._min_score, *masks)
-                for (boxes_N4, scores_N, labels_N, *masks), placement in rows
-            ]
-            return [
-                {"predictions": objects, "size": size} for objects, size in zip(found, sizes, strict=True)
-            ]
-        maps = [in_picture(*row, len(names)) for row in zip(outputs[0], placed, strict=True)]
-        return [{"classes_HW": classes_HW, "predictions": regions(classes_HW, names)} for classes_HW in maps]
+            boxes_N4, scores_N, labels_N, *masks = outputs
+            found = found_objects(boxes_N4, scores_N, labels_N, placement, names, self._min_score, *masks)
+            return {"predictions": found, "size": size}
+        classes_HW = in_picture(outputs[0], placement, len(names))
+        return {"classes_HW": classes_HW, "predictions": regions(classes_HW, names)}
 
 
-class _Feed:
-    """Sources on their way through the decoders, in order."""
+class _Feed(Generic[T]):
+    """Looks on their way through the decoders, in order."""
 
-    def __init__(self, sources: Iterator[Source], submit: Callable[[Source], Future[Loaded]]) -> None:
-        self._sources, self._submit = sources, submit
-        self._pending: deque[tuple[str, Future[Loaded]]] = deque()
-        self._count = 0
+    def __init__(self, looks: Iterator[Look[T]], submit: Callable[[Look[T]], Future[Loaded]]) -> None:
+        self._looks, self._submit = looks, submit
+        self._pending: deque[tuple[Look[T], Future[Loaded]]] = deque()
         self._ended = False
         self.failure: Exception | None = None
 
     def fill(self, ahead: int) -> None:
-        """Send sources to the decoders until `ahead` are under way."""
+        """Send looks to the decoders until `ahead` are under way."""
         while len(self._pending) < ahead and not self._ended:
             try:
-                source = next(self._sources)
+                look = next(self._looks)
             except StopIteration:
                 self._ended = True
             except Exception as error:
                 self._ended, self.failure = True, error
             else:
-                self._pending.append((name_of(source, self._count), self._submit(source)))
-                self._count += 1
+                self._pending.append((look, self._submit(look)))
 
-    def take(self, count: int) -> tuple[list[str], list[Loaded]]:
-        """The next `count` sources, fewer at the end: names, and what came of them."""
+    def take(self, count: int) -> tuple[list[Look[T]], list[Loaded]]:
+        """The next `count` looks, fewer at the end, and what was loaded for them."""
         taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
-        return [name for name, _ in taken], [future.result() for _, future in taken]
-
-
-def tensor_and_size(
-    source: Source, spec: PreprocessSpec, limits: ImageLimits
-) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """A source preprocessed, (C, H, W), and its own (height, width).
-
-    Raises:
-        ImageError: the source is refused.
-    """
-    if isinstance(source, np.ndarray):
-        return preprocess_array(source, spec, limits), (source.shape[0], source.shape[1])
-    if isinstance(source, Image.Image):
-        image = to_rgb(source, limits)
-        return preprocess(image, spec), (image.height, image.width)
-    if isinstance(source, tuple):
-        source = source[1]
-    if not isinstance(source, str | Path | bytes):
-        raise ImageError(f"expected a path, bytes, a picture or an array, got {type(source).__name__}")
-    return load_tensor_and_size(Path(source) if isinstance(source, str) else source, spec, limits)
-
-
-def name_of(source: Source, index: int) -> str:
-    """What records call a source: its own name, or its place in the order."""
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, tuple):
-        return str(source[0])
-    named = getattr(source, "filename", None)
-    return os.fspath(named) if named else f"input {index}"
+        return [look for look, _ in taken], [future.result() for _, future in taken]
 
 
 def _one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from vitesse.results import Mask, Masks
 from vitesse.runtime.artefact import Artefact, decoder_path, is_decoder, read_artefact
 from vitesse.runtime.engines import create_engine
 from vitesse.runtime.imaging import DEFAULT_LIMITS, ImageLimits, fitted_size
-from vitesse.runtime.predictor import Source, name_of, tensor_and_size
+from vitesse.runtime.sources import Size, Source, name_of, tensor_and_size
 from vitesse.spec import PROMPT_FRAME, PromptKind
 
 Point = Sequence[float]
@@ -26,9 +26,6 @@ Point = Sequence[float]
 
 Box = Sequence[float]
 """Left, top, right and bottom in pixels of the picture."""
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 FRAME = (PROMPT_FRAME, PROMPT_FRAME)
 OBJECTS_A_RUN = 8

@@ -132,7 +132,7 @@ def test_a_file_for_any_size(
 def test_pictures_of_any_shape_are_scored_as_by_the_formula(
     model: nn.Module, source: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Shorter side 64, longer side up to a multiple of 32, logits enlarged, classes at the picture's pixels."""
+    """Shorter side 64, longer up to a multiple of 32, logits enlarged, classes at the picture's pixels."""
     rng, shapes = np.random.default_rng(0), [(70, 130), (130, 70), (64, 64), (90, 110)]
     counts_KK = np.zeros((3, 3))
     for folder in ("images", "masks"):

@@ -254,6 +254,8 @@ def test_released_efficientsam_weights_are_not_taken_for_ours(monkeypatch):
 
 @pytest.mark.parametrize(("key", "value"), [("num_classes", 7), ("distilled", True)])
 def test_what_masks_of_any_object_have_not_is_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"^{key}: efficientsam_ti has .* and no other, got {value}; leave it"):
+    with pytest.raises(
+        ConfigError, match=rf"^{key}: efficientsam_ti has .* and no other, got {value}; leave it"
+    ):
         create_model("efficientsam_ti", **{key: value})
     assert create_model("efficientsam_ti", num_classes=1).spec.num_classes == 1
