@@ -28,13 +28,21 @@ from typing import Any
 import numpy as np
 
 from common import RECORDS, exponent, markdown, summary, write_record
-from dense_models import CANDIDATES, NETWORK, SEGFORMER, TORCHVISION, TWO_STAGES, WHOLE, artefact_of, picture
+from dense_models import (
+    CANDIDATES,
+    NETWORK,
+    SEGFORMER,
+    TORCHVISION,
+    TWO_STAGES,
+    WHOLE,
+    Size,
+    artefact_of,
+    picture,
+)
 from vitesse.bench.contenders import chosen_engines, started
 from vitesse.bench.measure import Contender, Timing, best_by_model, time_interleaved
 from vitesse.files import atomic_path, write_atomically
 from vitesse.progress import say
-
-Size = tuple[int, int]
 
 SEG, RETINANET = "efficientvit_seg_b0_cityscapes", "retinanet_efficientvit_m4"
 REAL_TIME = tuple(
@@ -213,7 +221,7 @@ def ratio_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for key, row in {key[:4]: row for key, row in cells.items() if row["stage"] == WHOLE}.items():
         found = [cells.get((*key, *column)) for column in columns]
         height, width = row["image_size"]
-        gmacs = " : ".join(f"{value:.2f}" for value in row["gmacs"])
+        gmacs = " : ".join(f"{value:.3g}" for value in row["gmacs"])
         bars = [row["bar"], *([row["published_bar"] or ""] if published else [])]
         met = all(cell["met"] for cell in found if cell and cell["stage"] == WHOLE)
         ratios = [ratio_text(cell) if cell else "" for cell in found]

@@ -44,6 +44,9 @@ from vitesse.models.backbone import VisionModel
 from vitesse.runtime.artefact import Artefact
 from vitesse.spec import Manifest, ModelSpec, Task
 
+Size = tuple[int, int]
+"""(Height, width) in pixels."""
+
 WHOLE, NETWORK = "whole", "network"
 TORCHVISION, TRANSFORMERS = "torchvision:", "transformers:"
 SEGFORMER = TRANSFORMERS + "segformer_b0"
@@ -65,19 +68,19 @@ class Graph:
 
 
 @functools.cache
-def picture(size: tuple[int, int]) -> NDArray[np.float32]:
+def picture(size: Size) -> NDArray[np.float32]:
     """What is timed and counted on: noise (1, 3, H, W)."""
     return np.random.default_rng(0).standard_normal((1, 3, *size), np.float32)
 
 
-def artefact_of(name: str, size: tuple[int, int], stage: str) -> Artefact:
+def artefact_of(name: str, size: Size, stage: str) -> Artefact:
     """The graph of a model for pictures of (height, width), from the cache folder or made now."""
     own_code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     label = f"{name}-{size[0]}x{size[1]}-{stage}-{own_code}"
     return made_once(label, lambda: made(name, size, stage))
 
 
-def made(name: str, size: tuple[int, int], stage: str) -> tuple[onnx.ModelProto, Manifest]:
+def made(name: str, size: Size, stage: str) -> tuple[onnx.ModelProto, Manifest]:
     """A graph, and a manifest whose `provenance` has its MACs and how many boxes it gives."""
     if name.startswith(TORCHVISION):
         return _made_of_torchvision(name, size, stage)
@@ -198,22 +201,26 @@ class NetworkDetector(WholeDetector):
         return outputs["cls_logits"], outputs["bbox_regression"]
 
 
-def _made_of_torchvision(name: str, size: tuple[int, int], stage: str) -> tuple[onnx.ModelProto, Manifest]:
+def _made_of_torchvision(name: str, size: Size, stage: str) -> tuple[onnx.ModelProto, Manifest]:
     spec = ModelSpec(name=name, image_size=size, num_classes=CLASSES["detect"])
+    detector, counts = torchvision_detector(name, size)
+    macs = count_macs(WholeDetector(detector), spec)
+    module = (WholeDetector if stage == WHOLE else NetworkDetector)(detector)
+    proto = scripted(module.eval(), torch.from_numpy(picture(size)))
+    return proto, random_manifest(spec, {"macs": macs, **counts}, "detect")
+
+
+def torchvision_detector(name: str, size: Size) -> tuple[Any, dict[str, int]]:
+    """A detector whose thresholds let the wanted number of candidates pass; see `let_candidates_pass`."""
     torch.manual_seed(0)
     builder = name.removeprefix(TORCHVISION)
     background = not builder.startswith("retinanet")
-    detector = getattr(detection, builder)(
-        weights=None, weights_backbone=None, num_classes=spec.num_classes + background
-    ).eval()
+    options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES["detect"] + background}
+    detector = getattr(detection, builder)(**options).eval()
     detector.transform = AsItIs()
     settle(detector, lambda: detector(list(noise())))
-    x_BCHW = torch.from_numpy(picture(size))
-    counts = let_candidates_pass(detector, lambda: detector([x_BCHW[0]]))
-    module = (WholeDetector if stage == WHOLE else NetworkDetector)(detector).eval()
-    macs = count_macs(WholeDetector(detector), spec)
-    proto = scripted(module, x_BCHW)
-    return proto, random_manifest(spec, {"macs": macs, **counts}, "detect")
+    (picture_CHW,) = torch.from_numpy(picture(size))
+    return detector, let_candidates_pass(detector, lambda: detector([picture_CHW]))
 
 
 def let_candidates_pass(detector: Any, run: Callable[[], object]) -> dict[str, int]:
@@ -246,9 +253,10 @@ def seen_of(module: nn.Module, run: Callable[[], object]) -> Any:
 
 
 def threshold(scores: Tensor, count: int) -> float:
-    """The score that so many are above."""
-    ranked = scores.flatten().sort(descending=True).values
-    return float(ranked[min(count, len(ranked) - 1)])
+    """A score that so many are above, or one less than all; between two of them."""
+    ranked = scores.double().flatten().sort(descending=True).values
+    first_out = min(count, len(ranked) - 1)
+    return float(ranked[first_out - 1 : first_out + 1].mean())
 
 
 def scripted(module: nn.Module, x_BCHW: Tensor) -> onnx.ModelProto:
