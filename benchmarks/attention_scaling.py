@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from common import rounded, table, write_record
+from common import exponent, rounded, table, write_record
 from vitesse.models import create_model
 
 SIZES = (224, 320, 448, 640, 832, 1024)
@@ -68,11 +68,6 @@ def peak_bytes(run: Run, x_BCHW: Tensor) -> int:
     changes = [event for event in events if event.name() == "[memory]"]
     held = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())])
     return int(held.max())
-
-
-def exponent(tokens: list[int], values: list[float]) -> float:
-    """Slope of log(value) over log(tokens)."""
-    return float(np.polyfit(np.log(tokens), np.log(values), 1)[0])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -45,7 +45,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor
 
-from common import DATA, rounded, summary, write_record
+from common import DATA, markdown, rounded, summary, write_record
 from vitesse.data.loader import AugmentedPictures, Batch
 from vitesse.data.sampler import Key
 from vitesse.data.sources import Source, open_source
@@ -486,12 +486,6 @@ def scaling_rows(found: dict[str, Any]) -> list[list[Any]]:
 def median(found: dict[str, Any], clock: str, peer: str) -> float:
     value: float = found[f"{clock}_ratio"][peer]["median"]
     return value
-
-
-def markdown(rows: list[list[Any]]) -> str:
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])
 
 
 def main() -> None:

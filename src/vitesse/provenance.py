@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     *("vitesse", "numpy", "pillow", "simplejpeg", "onnxruntime", "openvino"),
-    *("torch", "torchvision", "timm", "accelerate", "onnx", "onnxscript", "onnxslim"),
+    *("torch", "torchvision", "timm", "transformers", "accelerate", "onnx", "onnxscript", "onnxslim"),
 )
 
 

@@ -11,7 +11,8 @@ import functools
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.engines import ENGINES, Engine, available_engines, create_engine
-from vitesse.spec import Manifest, ModelSpec, PreprocessSpec
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, Task
 
 TORCH_ENGINES = ("torch", "torch-compile")
 PRECISIONS = ("fp32", "int8")
@@ -111,7 +112,8 @@ def _of_name(
 def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     if not model.startswith(PREFIX):
         known = facts(model)
-        return ModelSpec(name=known.name, image_size=known.image_size), known.top1
+        spec = ModelSpec(name=known.name, image_size=known.image_size, num_classes=known.num_classes)
+        return spec, known.top1
     name = model.removeprefix(PREFIX)
     if (peer := PEERS.get(name)) is not None:
         return ModelSpec(name=model, image_size=(peer.side, peer.side)), peer.top1
@@ -139,32 +141,38 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
         ExportError: the model cannot be exported or quantised.
         UnknownModelError, MissingExtraError: see `build`.
     """
+
+    def make() -> tuple[Any, Manifest]:
+        from vitesse.export.onnx import to_onnx
+        from vitesse.export.quantize import quantize
+
+        model = random_model(spec)
+        width, macs = _width(model), count_macs(model, spec)
+        proto = to_onnx(_folded(model), spec)
+        if precision == "int8":
+            shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
+            noise_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)
+            proto = quantize(proto, noise_BCHW, mux_width=width)
+        manifest = random_manifest(spec, {"macs": macs}, getattr(model, "task", "classify"))
+        return proto, replace(manifest, precision=precision, mux_width=width)  # type: ignore[arg-type]
+
     size = "x".join(map(str, spec.image_size))
-    name = spec.name.replace(":", "-")
-    path = cache_dir() / "bench" / f"{name}-{size}-{precision}-{_key()}.onnx"
+    return made_once(f"{spec.name}-{size}-{precision}", make)
+
+
+def made_once(name: str, make: Callable[[], tuple[Any, Manifest]]) -> Artefact:
+    """The artefact of this name in the cache folder, or made now: an `onnx.ModelProto` and its manifest.
+
+    Other versions, and other code of models or exports, make it again.
+    """
+    path = cache_dir() / "bench" / f"{name.replace(':', '-')}-{_key()}.onnx"
     if (kept := kept_artefact(path)) is not None:
         return kept
     with from_extra("export"):
-        from vitesse.export.onnx import to_onnx, write_artefact
-        from vitesse.export.quantize import quantize
+        from vitesse.export.onnx import write_artefact
 
-    say(f"{spec.name}: exporting {precision}, once")
-    model, macs = _random_model(spec)
-    proto = to_onnx(model, spec)
-    if precision == "int8":
-        shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
-        noise_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)
-        proto = quantize(proto, noise_BCHW, mux_width=_width(model))
-    manifest = Manifest(
-        model=spec,
-        class_names=tuple(map(str, range(spec.num_classes))),
-        preprocess=PreprocessSpec(image_size=spec.image_size),
-        precision=precision,  # type: ignore[arg-type]
-        mux_width=_width(model),
-        trained_on="nothing: random weights, for timing",
-        provenance={"macs": macs},
-    )
-    write_artefact(proto, manifest, path)
+        say(f"{name}: exporting, once")
+        write_artefact(*make(), path)
     return read_artefact(path)
 
 
@@ -172,19 +180,31 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
 def _key() -> str:
     """Of what an export depends on: versions, and how models and exports are written here."""
     digest = hashlib.sha256(str(sorted(versions().items())).encode())
-    for room in ("models", "export"):
+    for room in ("models", "heads", "export"):
         for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 
-def _random_model(spec: ModelSpec) -> tuple[Any, int]:
-    """A folded model whose branches all take part, and the MACs of one picture."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+def random_manifest(spec: ModelSpec, provenance: Mapping[str, Any], task: Task = "classify") -> Manifest:
+    """Of a model with random weights."""
+    return Manifest(
+        model=spec,
+        task=task,
+        class_names=tuple(map(str, range(spec.num_classes))),
+        preprocess=PreprocessSpec(
+            image_size=spec.image_size, resize="crop" if task == "classify" else "squash"
+        ),
+        trained_on="nothing: random weights, for timing",
+        provenance=provenance,
+    )
 
-    from vitesse.export.fold import fold
-    from vitesse.models import Backbone, build
+
+def random_model(spec: ModelSpec) -> Any:
+    """A torch model in evaluation mode whose branches all take part."""
+    import torch
+
+    from vitesse.models import build
 
     torch.manual_seed(0)
     model = build(spec).eval()
@@ -193,10 +213,26 @@ def _random_model(spec: ModelSpec) -> tuple[Any, int]:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
         elif isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
+    return model
+
+
+def _folded(model: Any) -> Any:
+    """Ours folded, any other as it is."""
+    from vitesse.export.fold import fold
+    from vitesse.models.backbone import VisionModel
+
+    return fold(model) if isinstance(model, VisionModel) else model
+
+
+def count_macs(model: Any, spec: ModelSpec) -> int:
+    """Multiply-accumulates of a torch model for one picture."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    width = _width(model)
     with torch.inference_mode(), FlopCounterMode(display=False) as flops:
-        model(torch.zeros(_width(model), spec.in_chans, *spec.image_size))
-    folded = fold(model) if isinstance(model, Backbone) else model
-    return folded, flops.get_total_flops() // 2 // _width(model)
+        model(torch.zeros(width, spec.in_chans, *spec.image_size))
+    return int(flops.get_total_flops()) // 2 // width
 
 
 def _width(model: Any) -> int:
@@ -238,7 +274,7 @@ def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], R
         from vitesse.models.engine import TorchEngine
 
         torch.set_num_threads(threads)
-        model, _ = _random_model(spec)
+        model = _folded(random_model(spec))
         if engine == "torch-compile":
             # A program for each model and batch size; past the limit torch would go on uncompiled.
             torch._dynamo.config.recompile_limit = COMPILED_PROGRAMS

@@ -1,7 +1,8 @@
 """Timing that a shared machine cannot bend in one contender's favour.
 
 All contenders run in rounds, one after another in an order that rotates, after warm-up; figures are medians
-and 95th percentiles over rounds, and every sample is kept.
+and 95th percentiles over rounds, and every sample is kept. The processor seconds of this process are kept
+beside wall seconds: other work on the machine disturbs them less.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Contender:
         top1: published accuracy, a fraction, or that in the file's manifest; None where nobody said.
         top1_on: the pictures that `top1` was measured on; only equal ones can be compared.
         in_chans: channels of a picture.
-        stage: what of it is timed, of `vitesse.bench.stages.STAGES`.
+        stage: what of it is timed: of `vitesse.bench.stages.STAGES`, or as who times it calls it.
         start: gives the function that is timed; it takes a batch (B, C, H, W) float32, or what `feed` gives.
         feed: from the batch size to what a run takes; None for a batch of noise.
         pictures: that a run handles; None for the batch size.
@@ -73,6 +74,7 @@ class Timing:
 
     Attributes:
         samples_s: seconds a picture, one for each round, as measured.
+        processor_s: the same in processor seconds of all threads.
         drift: how much faster (below 1) the machine was in the first group; see `time_in_groups`.
     """
 
@@ -80,6 +82,7 @@ class Timing:
     batch_size: int
     threads: int
     samples_s: tuple[float, ...]
+    processor_s: tuple[float, ...] = ()
     drift: float = 1.0
     error: str = ""
 
@@ -108,13 +111,16 @@ class Timing:
             "error": self.error or None,
         }
         if self.samples_s:
-            samples_ms = np.asarray(self.samples_s) * self.batch_size * 1000
+            samples_ms, processor_ms = (
+                np.asarray(samples) * self.batch_size * 1000 for samples in (self.samples_s, self.processor_s)
+            )
             batch_ms = samples_ms * self.drift
             record |= {
                 "img_per_s": round(1 / self.median_s, 2),
                 "p50_ms": round(float(np.median(batch_ms)), 4),
                 "p95_ms": round(float(np.quantile(batch_ms, 0.95)), 4),
-                "samples_ms": [round(float(sample), 4) for sample in samples_ms],
+                "samples_ms": samples_ms.round(4).tolist(),
+                "samples_processor_ms": processor_ms.round(4).tolist(),
                 "drift": round(self.drift, 4),
             }
         return record
@@ -139,7 +145,7 @@ def time_interleaved(
             running[index] = _started(contender)
         except Exception as error:
             errors |= dict.fromkeys(((index, batch) for batch in batch_sizes), one_line(error))
-    samples: dict[tuple[int, int], list[float]] = {}
+    samples: dict[tuple[int, int], list[tuple[float, float]]] = {}
     repeats: dict[tuple[int, int], int] = {}
     for batch_size in batch_sizes:
         for index, run in running.items():
@@ -153,19 +159,20 @@ def time_interleaved(
         for index, batch_size in [key for key in order if key not in errors]:
             fed = feeds.of(contenders[index], batch_size)
             try:
-                took = _sample(running[index], fed, repeats[index, batch_size])
+                wall, busy = _sample(running[index], fed, repeats[index, batch_size])
             except Exception as error:
                 errors[index, batch_size] = one_line(error)
                 samples.pop((index, batch_size), None)
                 continue
             pictures = contenders[index].pictures or batch_size
-            samples.setdefault((index, batch_size), []).append(took / pictures)
+            samples.setdefault((index, batch_size), []).append((wall / pictures, busy / pictures))
     return [
         Timing(
             contender=contender,
             batch_size=batch_size,
             threads=threads,
-            samples_s=tuple(samples.get((index, batch_size), ())),
+            samples_s=tuple(wall for wall, _ in samples.get((index, batch_size), ())),
+            processor_s=tuple(busy for _, busy in samples.get((index, batch_size), ())),
             error=errors.get((index, batch_size), ""),
         )
         for index, contender in enumerate(contenders)
@@ -253,16 +260,16 @@ def _started(contender: Contender) -> Runner:
 def _warm_up(run: Runner, fed: Any) -> int:
     """Run a few times; gives how many repetitions make a sample long enough to time."""
     for _ in range(WARM_UP):
-        took = _sample(run, fed, 1)
+        took, _ = _sample(run, fed, 1)
     return max(1, round(MIN_SAMPLE_S / max(took, 1e-6)))
 
 
-def _sample(run: Runner, fed: Any, repeats: int) -> float:
-    """Seconds of one run, the mean of `repeats`."""
-    started = time.perf_counter()
-    for _ in range(repeats):
+def _sample(run: Runner, fed: Any, runs: int) -> tuple[float, float]:
+    """Wall and processor seconds of one run, the means of so many."""
+    started, started_busy = time.perf_counter(), time.process_time()
+    for _ in range(runs):
         run(fed)
-    return (time.perf_counter() - started) / repeats
+    return (time.perf_counter() - started) / runs, (time.process_time() - started_busy) / runs
 
 
 def one_line(error: Exception) -> str:

@@ -87,6 +87,20 @@ def test_a_slow_contender_is_seen_to_be_slow():
     assert record["p95_ms"] >= record["p50_ms"]
 
 
+def test_processor_seconds_are_those_of_work():
+    def works(batch):
+        started = time.process_time()
+        while time.process_time() - started < 0.03:
+            pass
+
+    asleep, awake = time_interleaved(
+        [contender("asleep", 0.03), contender("awake", start=lambda: works)], (1,), rounds=3, threads=1
+    )
+    assert max(asleep.processor_s) < 0.03 <= min(awake.processor_s)
+    assert min(awake.to_dict()["samples_processor_ms"]) >= 30
+    assert len(asleep.samples_s) == len(asleep.processor_s) == 3
+
+
 def test_what_fails_is_reported_and_the_rest_goes_on():
     def refuses():
         raise EngineError("an operator\nthat it lacks")
@@ -239,7 +253,7 @@ def test_a_name_is_exported_once_in_both_precisions(capsys):
     assert all(
         not t.error and t.contender.macs == pytest.approx(facts("efficientvit_b0").macs) for t in found
     )
-    assert "exporting int8, once" in capsys.readouterr().err
+    assert "int8: exporting, once" in capsys.readouterr().err
     benchmark(["efficientvit_b0"], engines="onnxruntime", batch_sizes=(1,), rounds=1)
     assert "exporting" not in capsys.readouterr().err
 
