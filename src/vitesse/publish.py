@@ -150,6 +150,7 @@ METRICS = {
     "top5": ("accuracy", "top-5 accuracy"),
     "ap": ("mAP", "AP"),
     "ap50": ("mAP", "AP50"),
+    "mask_ap": ("mAP", "mask AP"),
     "miou": ("mean_iou", "mean IoU"),
 }
 """Figures of a manifest: type and name on the Hub."""

@@ -53,7 +53,7 @@ def run(
     save: Annotated[
         Path | None,
         typer.Option(
-            "--save", metavar="DIR", help="Write the pictures with labels, boxes or colours drawn on."
+            "--save", metavar="DIR", help="Write the pictures with labels, boxes, masks or colours drawn on."
         ),
     ] = None,
     max_pixels: Annotated[
@@ -73,7 +73,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Say what is in pictures: classes, objects with boxes, or a class for every pixel, as the model is.
+    """Say what is in pictures: classes, objects with boxes or masks, or the class of every pixel.
 
     A picture that cannot be read gets a record with the reason; the others go on, and the exit code is 3.
 
