@@ -46,7 +46,7 @@ def test_the_detector_finds_as_many_cells_as_its_manifest_states(data_dir: Path,
     assert (measured["images"], measured["objects"]) == (72, 945)
     for key in ("ap", "ap50"):
         assert measured[key] == pytest.approx(manifest.accuracy[key], abs=1e-3)
-    assert measured["ap50"] > 0.86
+    assert measured["ap50"] >= 0.88
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
