@@ -12,8 +12,8 @@ SegFormer-B0 of transformers. `growth`: one thread, from 256 to 1024 pixels a si
 One picture, fp32, random weights; ONNX Runtime and OpenVINO on both sides, interleaved in one process for
 each size. A ratio is the peer's seconds over ours in the same round, both on the engine that runs them
 fastest: the median of the rounds, the smallest and the largest. The bar is the peer's multiply-accumulates
-over ours. Times hold what comes with a model after its network, not decoding and resizing;
-`dense_models.py` tells what that is and how it was kept fair.
+over ours, as both papers have them or else as counted here. Times hold what comes with a model after its
+network, not decoding and resizing; `dense_models.py` tells what that is and how it was kept fair.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def ratio_row(ours: Timing, peer: Timing) -> dict[str, Any]:
     sides = (ours.contender, peer.contender)
     macs = [who.macs or 0 for who in sides]
     wall = np.divide(peer.samples_s, ours.samples_s)
-    published = [PUBLISHED_GMACS.get((who.model, who.image_size)) for who in sides]
-    bar = macs[1] / macs[0]
+    said = [PUBLISHED_GMACS.get((who.model, who.image_size), 0.0) for who in sides]
+    counted, published = macs[1] / macs[0], said[1] / said[0] if all(said) else None
     return {
         "ours": sides[0].model,
         "peer": sides[1].model,
@@ -158,11 +158,11 @@ def ratio_row(ours: Timing, peer: Timing) -> dict[str, Any]:
         "threads": ours.threads,
         "engines": [who.engine for who in sides],
         "gmacs": [round(count / 1e9, 3) for count in macs],
-        "bar": round(bar, 3),
-        "published_bar": round(published[1] / published[0], 2) if all(published) else None,
+        "bar": round(counted, 3),
+        "published_bar": round(published, 2) if published else None,
         "ratio": {**summary(wall), "max": float(wall.max())},
         "processor_ratio": summary(np.divide(peer.processor_s, ours.processor_s)),
-        "met": bool(np.median(wall) >= bar),
+        "met": bool(np.median(wall) >= (published or counted)),
     }
 
 
