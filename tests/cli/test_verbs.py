@@ -154,6 +154,9 @@ def test_evaluate_prints_fractions(
         ),
         (["train", "{tmp}", "--model", "efficientvit_m0", "--out", "{tmp}/o"], 1, "expected class folders"),
         (["train", "{tmp}", "--recipe", "finetun", "--out", "{tmp}/o"], 2, "did you mean finetune"),
+        (["predict", "{tmp}/a.jpg", "--tile", "64"], 2, "tile: expected a detector or segmenter"),
+        (["predict", "{tmp}/a.jpg", "--tile", "8", "--model", "bccd"], 2, "at least 16 pixels, got 8x8"),
+        (["evaluate", "{tmp}", "--tile", "a"], 2, "--tile: expected pixels such as 384, or 384x512"),
         (["export", "efficientvit_m77", "--out", "{tmp}/m.onnx"], 2, "did you mean efficientvit_m"),
         (["export", "{tmp}/absent.safetensors", "--out", "{tmp}/m.onnx"], 1, "absent.safetensors"),
         (

@@ -22,7 +22,17 @@ from vitesse.cli import run
 from vitesse.data.sources import HELD_OUT_SHARE, FileSource, Relabelled, hold_out, open_source, take
 from vitesse.errors import DataError
 from vitesse.evaluate import evaluate
-from vitesse.metrics import Showing, label_ranks, outcomes, outcomes_in_groups, score, with_classes
+from vitesse.metrics import (
+    Showing,
+    label_ranks,
+    open_for,
+    outcomes,
+    outcomes_in_groups,
+    score,
+    with_classes,
+)
+from vitesse.metrics.dense import recorded_boxes
+from vitesse.predictors import load
 from vitesse.runtime.postprocess import top_k
 from vitesse.spec import PreprocessSpec
 
@@ -359,3 +369,16 @@ def test_of_data_without_splits_the_part_that_was_trained_on_is_left_out(
         path = make_artefact({"provenance": provenance, "class_names": names})
         assert evaluate(data, model=path, engine="onnxruntime").images == images
     assert capsys.readouterr().err.count("scored on the 3 held out") == 2
+
+
+def test_tiles_are_scored_as_they_are_predicted(data_dir: Path) -> None:
+    data, engine = data_dir / "bccd", "onnxruntime"
+    in_one_piece, as_one_tile, by_tiles = (
+        evaluate(data, model="bccd", engine=engine, limit=2, tile=tile) for tile in (None, 640, 400)
+    )
+    assert as_one_tile.scores == in_one_piece.scores != by_tiles.scores
+    pictures = take(open_for("detect", data, "test"), 2)
+    predictor = load("bccd", engine=engine, tile=400, min_score=0)
+    records = predictor.predict([pictures.read(index) for index in range(2)])
+    assert by_tiles.scores == recorded_boxes(records, pictures).scores(pictures)
+    assert by_tiles.scores.images == 2

@@ -18,9 +18,9 @@ from vitesse.runtime.windows import Tiling, Window
 
 SAME = 0.5
 """Two boxes show one object where this share is common: of both together, or of the smaller."""
-MARGIN = 0.01
+MARGIN = 0.02
 """Share of a tile's side: a box that ends so close to where the tile was cut may be cut too."""
-COARSE, PARTIAL = 0.5, 0.25
+COARSE, PARTIAL = 0.5, 0.1
 """What scores count beside others of the same object: in the scaled down picture, and of parts."""
 PAIRS_AT_ONCE = 2**20
 
