@@ -302,7 +302,7 @@ def test_what_fails_spoils_no_other_picture(tiny_artefact, encode, streams):
     boxes = [(20, 30, 10, 12), (120, 60, 14, 9)]
     good = painted((130, 200), boxes)
     poisoned = good.copy()
-    poisoned[100:103, 150:153] = (0, 255, 0)
+    poisoned[100:103, 150:153] = poisoned[20:23, 10:13] = (0, 255, 0)
     broken = encode(Image.fromarray(good), "PNG", compress_level=0)[:9000]
     small = painted((64, 64), [(5, 6, 7, 8)])
     wrong = np.zeros((99, 99, 7), np.uint8)
@@ -310,8 +310,7 @@ def test_what_fails_spoils_no_other_picture(tiny_artefact, encode, streams):
     records = finder(tiny_artefact, batch_size=5, streams=streams).predict(sources)
     assert [record.source for record in records] == [f"input {number}" for number in range(7)]
     assert [record.error is None for record in records] == [True, False, False, True, False, False, True]
-    assert records[1].error.endswith("saw green")
-    assert "pixels" in records[1].error
+    assert records[1].error == "pixels 0,0 to 64,64: saw green"
     assert "cut short" in records[4].error
     assert records[3].predictions[0].bbox == (5, 6, 7, 8)
     assert sorted(one.bbox for one in records[6].predictions) == sorted(boxes)
@@ -396,7 +395,7 @@ def test_a_cell_of_logits_is_a_power_of_two_of_pixels(side, cells, factor):
 
 
 def test_logits_are_never_held_for_the_whole_picture():
-    names, size, tiling = tuple(map(str, range(150))), (480, 640), Tiling((128, 128), 0.2)
+    names, size, tiling = tuple(map(str, range(150))), (480, 640), Tiling((320, 400), 0.1)
     spec = PreprocessSpec(image_size=(128, 128), resize="fit")
     logits_Khw = np.random.default_rng(0).normal(size=(150, 16, 16)).astype(np.float32)
     tracemalloc.start()
@@ -409,7 +408,7 @@ def test_logits_are_never_held_for_the_whole_picture():
     finally:
         tracemalloc.stop()
     assert result["classes_HW"].shape == size
-    assert peak < 80e6  # all logits in pixels of the picture are 184 MB
+    assert peak < 70e6  # all logits in pixels of the picture are 184 MB
 
 
 def test_logits_that_do_not_fit_the_classes_are_refused(tiny_artefact):
@@ -452,7 +451,7 @@ def test_a_picture_beyond_the_limits_is_told_of_tiles_where_they_help(tiny_artef
     (by_tiles,) = finder(tiny_artefact, limits=own).predict([large])
     assert by_tiles.error.endswith("shrink it or raise max_pixels")
     (array,) = finder(tiny_artefact, limits=own).predict([np.zeros((300, 300, 3), np.uint8)])
-    assert "expected at most 0.05 megapixels" in array.error
+    assert array.error.startswith("expected at most 0.05 megapixels")
     (huge,) = finder(tiny_artefact).predict([encode(Image.new("1", (20_000, 15_000)), "PNG")])
     assert huge.error.startswith("expected at most 250 megapixels")
 
