@@ -83,7 +83,7 @@ def _of_file(path: Path, engines: Sequence[str], threads: int) -> Iterator[Conte
 def _of_name(
     model: str, engines: Sequence[str], precisions: Sequence[str], threads: int
 ) -> Iterator[Contender]:
-    spec, top1 = _spec_and_accuracy(model)
+    spec, top1 = spec_and_accuracy(model)
     for precision in precisions:
         usable = [engine for engine in engines if precision == "fp32" or engine not in TORCH_ENGINES]
         common: dict[str, Any] = {
@@ -108,7 +108,7 @@ def _of_name(
             yield Contender(engine=engine, macs=macs, start=start, artefact=artefact, **common)
 
 
-def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
+def spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     if not model.startswith(PREFIX):
         known = facts(model)
         return ModelSpec(name=known.name, image_size=known.image_size), known.top1
@@ -149,7 +149,7 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
         from vitesse.export.quantize import quantize
 
     say(f"{spec.name}: exporting {precision}, once")
-    model, macs = _random_model(spec)
+    model, macs = random_model(spec)
     proto = to_onnx(model, spec)
     if precision == "int8":
         shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
@@ -178,7 +178,7 @@ def _key() -> str:
     return digest.hexdigest()[:8]
 
 
-def _random_model(spec: ModelSpec) -> tuple[Any, int]:
+def random_model(spec: ModelSpec) -> tuple[Any, int]:
     """A folded model whose branches all take part, and the MACs of one picture."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -238,7 +238,7 @@ def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], R
         from vitesse.models.engine import TorchEngine
 
         torch.set_num_threads(threads)
-        model, _ = _random_model(spec)
+        model, _ = random_model(spec)
         if engine == "torch-compile":
             # A program for each model and batch size; past the limit torch would go on uncompiled.
             torch._dynamo.config.recompile_limit = COMPILED_PROGRAMS

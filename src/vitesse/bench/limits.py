@@ -21,12 +21,22 @@ def gemm_rates(threads: int) -> Mapping[str, float]:
     Raises:
         MissingExtraError: the extra `export` is not installed.
     """
-    from vitesse.export.quantize import quantize
+    return {precision: gemm_rate(precision, threads) for precision in ("fp32", "int8")}
 
-    float_model = _chain()
+
+def gemm_rate(precision: str, threads: int) -> float:
+    """As `gemm_rates`, of `fp32` or `int8` alone.
+
+    Raises:
+        MissingExtraError: the extra `export` is not installed.
+    """
+    model = _chain()
     x = np.random.default_rng(0).standard_normal((1, SIDE, SIDE), np.float32)
-    models = {"fp32": float_model, "int8": quantize(float_model, x)}
-    return {name: max(_rates(model.SerializeToString(), x, threads)) for name, model in models.items()}
+    if precision == "int8":
+        from vitesse.export.quantize import quantize
+
+        model = quantize(model, x)
+    return max(_rates(model.SerializeToString(), x, threads))
 
 
 def _chain() -> Any:
