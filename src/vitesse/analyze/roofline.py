@@ -18,14 +18,13 @@ import numpy as np
 
 from vitesse.analyze.kinds import VIEWS, word_of
 from vitesse.analyze.profile import Operator, Profile, Shaped
-from vitesse.bench.limits import gemm_rate
+from vitesse.bench.limits import best_gemm_rate
 
 MEMORY_BYTES = 3 * 2**27
 """Of the three arrays that are streamed through main memory: more than most caches hold."""
-CACHE_BYTES = 3 * 2**17
-"""Of the three arrays that stay in the cache of one core."""
-ROUNDS = 7
-MIN_SAMPLE_S = 0.02
+PIECE_BYTES = 3 * 2**17
+"""Of what is streamed at a time; it stays in the cache of one core where it is streamed again and again."""
+MIN_PIECES = 1000
 
 PER_ELEMENT = {"elementwise": 1, "pooling": 1, "normalisation": 5, "softmax": 5}
 """Floating-point operations for each element of the larger side, by convention: mean, variance, difference,
@@ -150,6 +149,9 @@ def _of_attention(operator: Operator, operands: Sequence[Shaped]) -> int:
 def measure_machine(threads: int, precision: str = "fp32") -> Machine:
     """What this machine does at best, in a few seconds.
 
+    Both rates are of pieces of work so short that most of them run undisturbed on a busy machine too, as most
+    operators do.
+
     Args:
         threads: that compute and move.
         precision: `fp32` or `int8`: of the products.
@@ -159,33 +161,31 @@ def measure_machine(threads: int, precision: str = "fp32") -> Machine:
     """
     return Machine(
         threads=threads,
-        flops_per_s=2 * gemm_rate(precision, threads),
+        flops_per_s=2 * best_gemm_rate(precision, threads),
         bytes_per_s=stream_rate(MEMORY_BYTES, threads),
-        cache_bytes_per_s=stream_rate(CACHE_BYTES * threads, threads),
+        cache_bytes_per_s=stream_rate(PIECE_BYTES * threads, threads),
     )
 
 
 def stream_rate(nbytes: int, threads: int) -> float:
-    """Bytes a second that the sum of two arrays into a third reads and writes, as STREAM's `add`.
+    """Bytes a second that sums of two arrays into a third read and write, as STREAM's `add`.
 
     Args:
-        nbytes: of the three arrays.
-        threads: each sums a part of them.
+        nbytes: of the three arrays, which are gone through in pieces; small ones stay in a cache.
+        threads: each takes its part of them.
     """
-    a, b, c = (np.ones(nbytes // 3 // 4, np.float32) for _ in range(3))
-    parts = list(zip(*(np.array_split(array, threads) for array in (a, b, c)), strict=True))
-    moved = a.nbytes + b.nbytes + c.nbytes
-
-    def work(part: tuple[np.ndarray, np.ndarray, np.ndarray], repeats: int) -> None:
-        for _ in range(repeats):
-            np.add(part[0], part[1], out=part[2])
-
-    def sample(pool: ThreadPoolExecutor, repeats: int) -> float:
-        started = time.perf_counter()
-        list(pool.map(work, parts, [repeats] * threads))
-        return (time.perf_counter() - started) / repeats
-
+    count = max(1, nbytes // threads // PIECE_BYTES)
     with ThreadPoolExecutor(threads) as pool:
-        sample(pool, 1)
-        repeats = max(1, round(MIN_SAMPLE_S / sample(pool, 1)))
-        return moved / statistics.median(sample(pool, repeats) for _ in range(ROUNDS))
+        return sum(pool.map(_stream, [count] * threads))
+
+
+def _stream(count: int) -> float:
+    """Bytes a second of one thread: the median of its pieces."""
+    a, b, c = (np.ones((count, PIECE_BYTES // 3 // 4), np.float32) for _ in range(3))
+    samples = []
+    for index in range(max(count, MIN_PIECES)):
+        row = index % count
+        begin = time.perf_counter()
+        np.add(a[row], b[row], out=c[row])
+        samples.append(time.perf_counter() - begin)
+    return PIECE_BYTES / statistics.median(samples)

@@ -73,7 +73,7 @@ class RuntimeAnalysis:
                     found.append(f"{profile.engine}: {what} of no known place, {share:.1%}: {names}")
             if abs(profile.overhead) >= FAR_OFF:
                 found.append(
-                    f"{profile.engine}: profiling takes {profile.overhead:+.0%} more time: it bends the shares, "
+                    f"{profile.engine}: profiling adds {profile.overhead:+.0%} of time: it bends the shares, "
                     "or the machine is busy"
                 )
         return found
