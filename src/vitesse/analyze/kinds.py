@@ -53,15 +53,21 @@ VIEWS = frozenset({"view", "reshape", "viewas", "flatten", "unflatten", "squeeze
 """What an engine need not move any data for."""
 
 _PART = r"(?:^|\.)(?:{})(?=\.|$)"
+_TOP = r"^(?:model\.|backbone\.)*(?:{})(?=\.|$)"
 _PATTERNS = [
-    (role, re.compile(pattern if pattern.startswith("^") else _PART.format(pattern)))
-    for role, pattern in (
-        ("stem", r"stem|conv_stem|patch_embed|patch_embedding|embeddings?|pos_embed"),
-        ("subsampling", r"subsample|downsample|patch_merging|merge|reduction|mux|stages\.\d+\.0"),
-        ("mixer", r"(?:token_)?mixer|attn\d?|(?:self_)?attention|context_module|dw\d?|norm1|mhsa"),
-        ("ffn", r"ffn\d?|mlp|feed_forward|channel_mixer|local_module|norm2|stages\.\d+\.[1-9]\d*\.branch"),
-        ("head", r"head\w*|classifier|global_pool|fc_norm|demux|fpn|neck|decoder|pool"),
-        ("head", r"^(?:model\.|backbone\.)*(?:norm|fc)(?=\.|$)"),
+    (role, re.compile(frame.format(pattern)))
+    for frame, role, pattern in (
+        (_PART, "stem", r"stem|conv_stem|patch_embed|patch_embedding|embeddings?|pos_embed"),
+        (_TOP, "stem", r"conv1|bn1"),
+        (_PART, "subsampling", r"subsample|downsample|patch_merging|merge|reduction|mux|stages\.\d+\.0"),
+        (_PART, "mixer", r"(?:token_)?mixer|attn\d?|(?:self_)?attention|context_module|dw\d?|norm1|mhsa"),
+        (
+            _PART,
+            "ffn",
+            r"ffn\d?|mlp|feed_forward|channel_mixer|local_module|norm2|stages\.\d+\.[1-9]\d*\.branch",
+        ),
+        (_PART, "head", r"head\w*|classifier|global_pool|fc_norm|demux|fpn|neck|decoder|pool"),
+        (_TOP, "head", r"norm|fc"),
     )
 ]
 
