@@ -1,9 +1,9 @@
-"""Profiles of three engines in one format: made up by hand, and of a graph of a product and a transposition."""
+"""Profiles of three engines in one format: made up by hand, and of a product with a transposition."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,9 +100,9 @@ def openvino_profile() -> tuple[list[Any], dict[str, Any]]:
 def torch_event(
     name: str,
     us: float,
-    shapes: list[Any] = [],
+    shapes: Sequence[Any] = (),
     memory: int = 0,
-    children: list[Any] = [],  # noqa: B006
+    children: Sequence[Any] = (),
 ) -> Any:
     event = SimpleNamespace(
         name=name,
@@ -198,7 +198,8 @@ def test_torch_operators_belong_to_the_module_that_calls_them() -> None:
     model = Toy().eval()
     profiler = TorchProfiler(model)
     profiler.run(np.zeros((2, 3, 4, 4), np.float32))
-    assert not model.stem._forward_hooks and not model._forward_pre_hooks
+    assert not model.stem._forward_hooks
+    assert not model._forward_pre_hooks
     operators = profiler.runs()[0]
     found = {(operator.kind, operator.module): operator for operator in operators}
     assert {"conv", "matmul", "softmax", "reshape", "elementwise"} <= {
