@@ -57,7 +57,7 @@ def run(
         engines=engine,
         batch_size=batch_size,
         threads=threads,
-        image_size=as_pixels(image_size),
+        image_size=as_pixels("--image-size", image_size),
         arch=arch,
         rounds=rounds,
     )
