@@ -26,7 +26,7 @@ def show_bench(
 
     if as_json:
         for timing in timings:
-            print(json.dumps({k: v for k, v in timing.to_dict().items() if k != "samples_ms"}))
+            print(json.dumps({k: v for k, v in timing.to_dict().items() if not k.startswith("samples")}))
     else:
         print(markdown(timings, limits), end="")
         rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in limits.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitesse.bench import Contender, Timing
@@ -117,6 +117,7 @@ def test_an_unknown_part_is_refused(capsys):
     assert "expected of detect, segment, growth, got detection" in capsys.readouterr().err
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=50, unique=True), st.integers(1, 60))
 def test_as_many_scores_as_wanted_pass_the_threshold_whether_or_not_it_passes_itself(ranks, count):
     scores = torch.tensor(ranks) / 1000
