@@ -29,7 +29,7 @@ _WORDS = {
     "stridedslice split splitwithsizes variadicsplit chunk unbind select narrow concat cat concatenation "
     "stack pad constantpadnd roll gather gathernd gatherelements scatter scatterelements scatternd "
     "depthtospace spacetodepth tile repeat repeatinterleave index indexselect expandas broadcast movedim "
-    "shuffle pixelshuffle swapaxes trilu take takealongdim",
+    "shuffle pixelshuffle swapaxes trilu take takealongdim sort argsort onehot",
     "copy": "clone copy to tocopy contiguous identity cast convert reorder reorderinput reorderoutput "
     "memcpyfromhost memcpytohost",
     "elementwise": "add sub subtract mul multiply div divide truediv pow power powerstatic sqrt rsqrt square "

@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,21 @@ _TIMED = "_kernel_time"
 _RUN = "model_run"
 _ITEMSIZES = {"float": 4, "float16": 2, "double": 8, "int8": 1, "uint8": 1, "bool": 1}
 """Of what is computed with, as ONNX Runtime names it; other types hold shapes and indices."""
-Counters = list[tuple[str, str, float]]
-"""Name, type and seconds of each of OpenVINO's operators, in the order of computation."""
+Counter = tuple[str, str, float]
+"""Name, type and mean seconds of one of OpenVINO's operators."""
 SPAN = 4
+_ONNX_ITEMSIZES = {1: 4, 2: 1, 3: 1, 10: 2, 11: 8}
+"""The same by `onnx.TensorProto.DataType`."""
 _CUT = re.compile(r"[_/][^_/]*$")
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the graph: its type, module and weights."""
+
+    type: str
+    module: str | None
+    weights: tuple[Shaped, ...]
 
 
 class Origins:
@@ -38,25 +50,42 @@ class Origins:
     """
 
     def __init__(self, proto: Any) -> None:
-        weights = {tensor.name for tensor in proto.graph.initializer}
-        self._nodes: dict[str, tuple[str, str | None]] = {}
+        weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+        for node in proto.graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+                weights[node.output[0]] = weights[node.input[0]]
+        self._nodes: dict[str, _Node] = {}
         for node in proto.graph.node:
             said = {entry.key: entry.value for entry in node.metadata_props}
-            own = (name.rpartition(".")[0] for name in node.input if name in weights and "." in name)
-            module = said.get(MODULE_KEY, next(own, None))
-            self._nodes |= dict.fromkeys((node.name, *node.output), (node.op_type, module))
+            own = [weights[name] for name in node.input if name in weights]
+            named = (tensor.name.rpartition(".")[0] for tensor in own if "." in tensor.name)
+            shaped = (Shaped(tuple(tensor.dims), _ONNX_ITEMSIZES.get(tensor.data_type, 0)) for tensor in own)
+            found = _Node(
+                node.op_type,
+                said.get(MODULE_KEY, next(named, None)),
+                tuple(tensor for tensor in shaped if tensor.itemsize),
+            )
+            self._nodes |= dict.fromkeys((node.name, *node.output), found)
 
     def module(self, name: str) -> str | None:
-        """Of the node that an operator was made from, which lengthens its name: `relu_3_nchwc`."""
-        while name:
-            if name in self._nodes:
-                return self._nodes[name][1]
-            name = _CUT.sub("", name) if _CUT.search(name) else ""
-        return None
+        """Of the node that an operator was made from."""
+        node = self._find(name)
+        return None if node is None else node.module
 
     def types(self, names: Iterable[str]) -> list[str]:
         """The types of those of the nodes that are in the graph."""
-        return [self._nodes[name][0] for name in names if name in self._nodes]
+        return [self._nodes[name].type for name in names if name in self._nodes]
+
+    def with_weights(self, name: str, inputs: tuple[Shaped, ...]) -> tuple[Shaped, ...]:
+        """An operator's inputs, and the weights of its node that are not among them."""
+        node = self._find(name)
+        return inputs + tuple(weight for weight in (node.weights if node else ()) if weight not in inputs)
+
+    def _find(self, name: str) -> _Node | None:
+        """An engine lengthens the name of the node that it makes an operator from: `relu_3_nchwc`."""
+        while name and name not in self._nodes:
+            name = _CUT.sub("", name) if _CUT.search(name) else ""
+        return self._nodes.get(name)
 
 
 class OnnxRuntimeProfiler:
@@ -119,7 +148,8 @@ def _of_event(event: Mapping[str, Any], origins: Origins) -> Operator:
         kind=kind_of(said["op_name"]),
         module=origins.module(name),
         seconds=event["dur"] / 1e6,
-        inputs=_of_types(said["input_type_shape"]),
+        # Weights that it packed for itself are no inputs any more.
+        inputs=origins.with_weights(name, _of_types(said["input_type_shape"])),
         outputs=_of_types(said["output_type_shape"]),
     )
 
@@ -138,7 +168,7 @@ class OpenVinoProfiler:
 
     A counter is the mean over all runs since the model was compiled, in whole microseconds. So every run is
     of a model compiled anew: once to get warm, then `SPAN` times, whose mean the two states of the counters
-    give.
+    give. Each compilation names anew what it puts in.
 
     Raises:
         EngineError: it refuses the model.
@@ -148,7 +178,7 @@ class OpenVinoProfiler:
         self._origins = Origins(as_proto(artefact))
         core, settings = openvino_core(), openvino_settings(threads) | {"PERF_COUNT": True}
         self._compile = functools.partial(core.compile_model, core.read_model(artefact.data), "CPU", settings)
-        self._counters: list[tuple[Counters, Counters]] = []
+        self._counters: list[tuple[list[Counter], list[Counter]]] = []
         self._nodes: Mapping[str, Mapping[str, Any]] = {}
 
     def run(self, batch_BCHW: NDArray[np.float32]) -> float:
@@ -162,9 +192,9 @@ class OpenVinoProfiler:
             request.infer({0: batch_BCHW}, share_inputs=True)
         seconds = (time.perf_counter() - begin) / SPAN
         self._counters.append((cold, _counters(request)))
-        self._nodes = {
-            node.get_friendly_name(): _describe(node) for node in compiled.get_runtime_model().get_ops()
-        }
+        if not self._nodes:
+            graph = compiled.get_runtime_model().get_ops()
+            self._nodes = {node.get_friendly_name(): _describe(node) for node in graph}
         return seconds
 
     def runs(self) -> list[list[Operator]]:
@@ -172,7 +202,7 @@ class OpenVinoProfiler:
         return read_openvino(self._counters, self._nodes, self._origins)
 
 
-def _counters(request: Any) -> Counters:
+def _counters(request: Any) -> list[Counter]:
     return [
         (info.node_name, info.node_type, info.real_time.total_seconds()) for info in request.profiling_info
     ]
@@ -197,35 +227,38 @@ def _of_ports(ports: Iterable[Any]) -> tuple[Shaped, ...]:
 
 
 def read_openvino(
-    counters: Sequence[tuple[Counters, Counters]], nodes: Mapping[str, Mapping[str, Any]], origins: Origins
+    counters: Sequence[tuple[Sequence[Counter], Sequence[Counter]]],
+    nodes: Mapping[str, Mapping[str, Any]],
+    origins: Origins,
 ) -> list[list[Operator]]:
     """The operators of every run from OpenVINO's counters, without those that never took any time.
 
     Args:
         counters: of each run, after the first pass of a model and after `SPAN` more.
-        nodes: of the executed graph by name: names of the nodes they were `made_from`, `inputs`, `outputs`.
+        nodes: of the first run's graph, by name: what they were `made_from`, `inputs`, `outputs`.
         origins: of the file.
 
     Raises:
         EngineError: the counters do not belong together, or name what is not in the graph.
     """
-    executed = {name for _, warm in counters for name, _, mean in warm if mean}
-    runs = []
-    for cold, warm in counters:
-        if [name for name, *_ in cold] != [name for name, *_ in warm] or not executed <= nodes.keys():
-            raise EngineError("openvino: its profile is cut short or of several graphs; run it again")
-        pairs = zip(cold, warm, strict=True)
-        runs.append(
-            [
-                _of_counter(name, kind, max(0.0, mean + (mean - first) / SPAN), nodes[name], origins)
-                for (*_, first), (name, kind, mean) in pairs
-                if name in executed
-            ]
-        )
-    return runs
+    columns = [list(zip(*run, strict=False)) for run in counters]  # an operator's cold and warm counter
+    kinds = [[kind for (_, kind, _), _ in column] for column in columns]
+    names = [name for (name, _, _), _ in columns[0]] if columns else []
+    if any(len(cold) != len(warm) for cold, warm in counters) or any(other != kinds[0] for other in kinds):
+        raise EngineError("openvino: its profile is cut short or of several graphs; run it again")
+    executed = [index for index in range(len(names)) if any(column[index][1][2] for column in columns)]
+    if any(names[index] not in nodes for index in executed):
+        raise EngineError("openvino: its profile names what is not in its graph; run it again")
+    return [
+        [_of_counter(names[index], *column[index], nodes[names[index]], origins) for index in executed]
+        for column in columns
+    ]
 
 
-def _of_counter(name: str, kind: str, seconds: float, node: Mapping[str, Any], origins: Origins) -> Operator:
+def _of_counter(
+    name: str, cold: Counter, warm: Counter, node: Mapping[str, Any], origins: Origins
+) -> Operator:
+    kind, mean, first = warm[1], warm[2], cold[2]
     fused = word_of(kind) == "subgraph" and kind_of_fused(origins.types(node["made_from"]))
     modules = (origins.module(made_from) for made_from in (*node["made_from"], name))
     return Operator(
@@ -233,7 +266,7 @@ def _of_counter(name: str, kind: str, seconds: float, node: Mapping[str, Any], o
         type=kind,
         kind=fused or kind_of(kind),
         module=next((module for module in modules if module is not None), None),
-        seconds=seconds,
+        seconds=max(0.0, mean + (mean - first) / SPAN),
         inputs=node["inputs"],
         outputs=node["outputs"],
     )
