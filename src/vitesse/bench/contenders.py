@@ -84,7 +84,7 @@ def _of_file(path: Path, engines: Sequence[str], threads: int) -> Iterator[Conte
 def _of_name(
     model: str, engines: Sequence[str], precisions: Sequence[str], threads: int
 ) -> Iterator[Contender]:
-    spec, top1 = _spec_and_accuracy(model)
+    spec, top1 = spec_and_accuracy(model)
     for precision in precisions:
         usable = [engine for engine in engines if precision == "fp32" or engine not in TORCH_ENGINES]
         common: dict[str, Any] = {
@@ -109,7 +109,7 @@ def _of_name(
             yield Contender(engine=engine, macs=macs, start=start, artefact=artefact, **common)
 
 
-def _spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
+def spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     if not model.startswith(PREFIX):
         known = facts(model)
         spec = ModelSpec(name=known.name, image_size=known.image_size, num_classes=known.num_classes)
@@ -148,7 +148,7 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
 
         model = random_model(spec)
         width, macs = _width(model), count_macs(model, spec)
-        proto = to_onnx(_folded(model), spec)
+        proto = to_onnx(folded(model), spec)
         if precision == "int8":
             shape = (CALIBRATION_IMAGES, spec.in_chans, *spec.image_size)
             noise_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -216,7 +216,7 @@ def random_model(spec: ModelSpec) -> Any:
     return model
 
 
-def _folded(model: Any) -> Any:
+def folded(model: Any) -> Any:
     """Ours folded, any other as it is."""
     from vitesse.export.fold import fold
     from vitesse.models.backbone import VisionModel
@@ -274,7 +274,7 @@ def _torch_starter(spec: ModelSpec, engine: str, threads: int) -> Callable[[], R
         from vitesse.models.engine import TorchEngine
 
         torch.set_num_threads(threads)
-        model = _folded(random_model(spec))
+        model = folded(random_model(spec))
         if engine == "torch-compile":
             # A program for each model and batch size; past the limit torch would go on uncompiled.
             torch._dynamo.config.recompile_limit = COMPILED_PROGRAMS

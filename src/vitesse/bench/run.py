@@ -47,7 +47,7 @@ def benchmark(
         UnknownModelError: no model has one of the names.
         ArtefactError: a file cannot be used.
     """
-    _check(batch_sizes, threads, rounds, precisions)
+    check_numbers(batch_sizes, threads, rounds, precisions)
     names = [*models, *(chosen_peers(peers) if peers else ())]
     if not names:
         raise ConfigError("expected a model to time: names, .onnx files or --peers")
@@ -58,7 +58,14 @@ def benchmark(
     return time_in_groups(found, batch_sizes, rounds=rounds, threads=threads)
 
 
-def _check(batch_sizes: Sequence[int], threads: int, rounds: int, precisions: Sequence[str]) -> None:
+def check_numbers(
+    batch_sizes: Sequence[int], threads: int, rounds: int, precisions: Sequence[str] = ()
+) -> None:
+    """Refuse what cannot be timed.
+
+    Raises:
+        ConfigError: an impossible number, or an unknown precision.
+    """
     numbers: dict[str, Any] = {"--threads": threads, "--rounds": rounds}
     numbers |= {"--batch-size": min(batch_sizes, default=0)}
     for option, value in numbers.items():

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from vitesse.cli import bench, convert, doctor, evaluate, export, models, predict, push, segment, train
+from vitesse.cli import (
+    analyze,
+    bench,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    models,
+    predict,
+    push,
+    segment,
+    train,
+)
 from vitesse.errors import ConfigError, StoppedError, VitesseError
 from vitesse.progress import other_rank
 
@@ -28,6 +40,7 @@ app = typer.Typer(
 )
 for _verb in (predict, segment, train, evaluate, export, bench, models, convert, push, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.run)
+app.add_typer(analyze.app, name="analyze")
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from vitesse.spec import Manifest, ModelSpec, Task
 
 OPSET = 18
+MODULE_KEY = "vitesse.module"
+"""Of a node's metadata: the dotted name of the module that it is a part of, empty for the model itself."""
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 INPUT = "images"
 OUTPUTS: Mapping[Task, tuple[str, ...]] = {
     "classify": ("logits",),
@@ -108,10 +112,26 @@ def traced(
                 verbose=False,
             )
             assert program is not None
-            return slim(program.model_proto)
+            modules = _modules_of(program.model_proto)
+            slimmed = slim(program.model_proto)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]  # the exporter's own line tells of its steps
         raise ExportError(f"{name}: torch cannot export it to ONNX: {reason}") from error
+    for node in slimmed.graph.node:
+        if (module := modules.get(node.output[0])) is not None:
+            node.metadata_props.add(key=MODULE_KEY, value=module)
+    return slimmed
+
+
+def _modules_of(proto: Any) -> dict[str, str]:
+    """Of each tensor's producer, from the exporter's list of scopes: the model, its modules, the operator."""
+    return {
+        output: ["", *ast.literal_eval(entry.value)][-2]
+        for node in proto.graph.node
+        for entry in node.metadata_props
+        if entry.key == _SCOPES_KEY
+        for output in node.output
+    }
 
 
 def _traced_batch(model: nn.Module) -> int:

@@ -324,7 +324,7 @@ def test_whatever_an_exporter_meets_is_the_models_row(monkeypatch):
     [("timm:shvit_s4", 256), ("shvit_s4", 256), ("timm:mobilevit_xxs", 256), ("timm:x", 224)],
 )
 def test_both_sides_of_a_comparison_have_the_same_size(name, size):
-    assert making._spec_and_accuracy(name)[0].image_size == (size, size)
+    assert making.spec_and_accuracy(name)[0].image_size == (size, size)
 
 
 def test_the_macs_of_a_file_are_its_own_or_unknown(tiny_artefact):

@@ -1,0 +1,25 @@
+"""`vitesse analyze`: a verb for each question about a model."""
+
+from __future__ import annotations
+
+import typer
+
+from vitesse.cli import analyze_runtime
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _question in (analyze_runtime,):
+    app.command(_question.__name__.rpartition("_")[2])(_question.run)
+
+
+@app.callback()
+def _analyze() -> None:
+    """Look into a model: where its time goes.
+
+    \b
+    Examples:
+      vitesse analyze runtime efficientvit_m5
+    """
