@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
-from vitesse.errors import ConfigError, UnknownModelError, from_extra, require
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, models, resolve
+from vitesse.errors import ConfigError, UnknownModelError, did_you_mean, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.results import Record
@@ -122,9 +122,12 @@ def find_artefact(model: str | Path | None) -> Artefact:
     try:
         return _published_artefact(name)
     except UnknownModelError:
-        if name not in bundled_names():
+        if name in bundled_names():
+            return read_artefact(bundled_artefact(name))
+        if "." in name:
             raise
-        return read_artefact(bundled_artefact(name))
+        known = (*bundled_names(), *(model.name for model in models()))
+        raise UnknownModelError(f"no model is named {name!r}; {did_you_mean(name, known)}") from None
 
 
 def _published_artefact(name: str) -> Artefact:

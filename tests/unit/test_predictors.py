@@ -124,6 +124,7 @@ def test_the_bundled_artefact_goes_by_its_files_name_only(hub):
     ("name", "error", "message"),
     [
         ("efficientvit_m77", UnknownModelError, "did you mean efficientvit_m"),
+        ("bcdd", UnknownModelError, "did you mean bccd"),
         ("efficientvit_m5.r999", UnknownModelError, "no weights tagged 'r999'"),
         ("efficientvit_l0", WeightsError, "no weights of it were published"),
         ("weights.pth", ConfigError, "vitesse convert"),

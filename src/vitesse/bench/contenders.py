@@ -180,8 +180,9 @@ def made_once(name: str, make: Callable[[], tuple[Any, Manifest]]) -> Artefact:
 def _key() -> str:
     """Of what an export depends on: versions, and how models and exports are written here."""
     digest = hashlib.sha256(str(sorted(versions().items())).encode())
-    for room in ("models", "heads", "export"):
-        for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+    package = Path(__file__).parents[1]
+    for code in ("layers.py", "models/*.py", "heads/*.py", "export/*.py"):
+        for path in sorted(package.glob(code)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,18 @@ from vitesse.results import Detections, Masks, SemanticMap
 from vitesse.runtime.drawing import fitted, scaled
 
 Colour = tuple[int, int, int]
+Corners = Sequence[float]
+"""Left, top, right, bottom."""
 
 GOLDEN = 0.618034
 """Turns of the colour circle from one class to the next, which keeps all of them apart."""
 OPACITY = 0.55
 _FONT_SHARE = 46
 """The longer side over the font size."""
+_TAG_SHARE = 3.5
+"""Of usual boxes, the shorter side over the font size at most."""
+_MIN_FONT = 9
+"""Pixels; smaller letters cannot be read."""
 _DARK, _LIGHT, _PANEL = (16, 18, 22), (245, 246, 248), (21, 24, 29)
 
 
@@ -41,14 +48,14 @@ def _edge(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
 
 
 def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
-    """The picture in RGB, scaled as `scaled` does, with a box, label and score for each object.
+    """The picture in RGB, scaled as `scaled` does, with a box for each object, and its label and score where
+    they do not lie on those of one that scores higher.
 
     Pixels of objects with masks are tinted in the colour of their box. The object with the highest score is
     drawn last, on top of the others.
     """
     canvas = scaled(image.convert("RGB"))
     scale_x, scale_y = canvas.width / image.width, canvas.height / image.height
-    font = _font(canvas)
     colours = palette(1 + max((p.index for p in result.predictions), default=0))
     for detection in reversed(result.predictions):
         if (mask_HW := detection.mask()) is not None:
@@ -56,12 +63,19 @@ def draw_detections(image: Image.Image, result: Detections) -> Image.Image:
             canvas.paste(colours[detection.index], mask=_edge(mask_HW, canvas.size))
     draw = ImageDraw.Draw(canvas)
     thick = max(2, round(max(canvas.size) / 400))
-    for detection in reversed(result.predictions):
-        left, top, width, height = detection.bbox
-        box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-        colour = colours[detection.index]
-        draw.rectangle(box, outline=colour, width=thick)
-        _tag(draw, box, f"{detection.label} {detection.score:.0%}", colour, font, canvas.size)
+    boxes_N4 = np.array([found.bbox for found in result.predictions]).reshape(-1, 4)
+    boxes_N4[:, 2:] += boxes_N4[:, :2]
+    boxes_N4 *= (scale_x, scale_y, scale_x, scale_y)
+    for box, found in zip(boxes_N4[::-1].tolist(), reversed(result.predictions), strict=True):
+        draw.rectangle(box, outline=colours[found.index], width=thick)
+    font = _font(canvas, at_most=max(_MIN_FONT, _usual_side(boxes_N4) / _TAG_SHARE))
+    tags: list[Corners] = []
+    for box, found in zip(boxes_N4.tolist(), result.predictions, strict=True):
+        text = fitted(f"{found.label} {found.score:.0%}", font, canvas.width)
+        tag = _tag_corners(box, text, font, canvas.size)
+        if not any(_meet(tag, other) for other in tags):
+            tags.append(tag)
+            _draw_tag(draw, tag, text, colours[found.index], font)
     return canvas
 
 
@@ -73,8 +87,8 @@ def draw_map(image: Image.Image, result: SemanticMap) -> Image.Image:
     assert result.classes_HW is not None
     canvas = scaled(image.convert("RGB"))
     colours = np.array(palette(1 + int(result.classes_HW.max())), np.uint8)
-    tint = Image.fromarray(colours[result.classes_HW]).resize(canvas.size, Image.Resampling.NEAREST)
-    canvas = Image.blend(canvas, tint, OPACITY)
+    classes = Image.fromarray(result.classes_HW).resize(canvas.size, Image.Resampling.NEAREST)
+    canvas = Image.blend(canvas, Image.fromarray(colours[np.asarray(classes)]), OPACITY)
     legend = _legend(canvas, result, colours)
     whole = Image.new("RGB", (canvas.width, canvas.height + legend.height), _PANEL)
     whole.paste(canvas, (0, 0))
@@ -109,26 +123,33 @@ def _legend(canvas: Image.Image, result: SemanticMap, colours: NDArray[np.uint8]
     return panel
 
 
-def _tag(
-    draw: ImageDraw.ImageDraw,
-    box: tuple[float, float, float, float],
-    text: str,
-    colour: Colour,
-    font: ImageFont.FreeTypeFont,
-    size: tuple[int, int],
-) -> None:
-    """A label on the upper edge of a box, inside of it where there is no room above."""
-    text = fitted(text, font, size[0])
+def _tag_corners(box: Corners, text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> Corners:
+    """Where a label lies: on the upper edge of a box, inside of it where there is no room above."""
     width, height = font.getlength(text) + font.size * 0.5, font.size * 1.25
-    left = min(box[0], size[0] - width)
+    left = max(0, min(box[0], size[0] - width))
     top = box[1] - height if box[1] >= height else box[1]
-    draw.rectangle((left, top, left + width, top + height), fill=colour)
+    return left, top, left + width, top + height
+
+
+def _meet(one: Corners, other: Corners) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw, tag: Corners, text: str, colour: Colour, font: ImageFont.FreeTypeFont
+) -> None:
+    draw.rectangle(tag, fill=colour)
     ink = _DARK if sum(colour) > 3 * 128 else _LIGHT
-    draw.text((left + font.size * 0.25, top + height / 2), text, font=font, fill=ink, anchor="lm")
+    draw.text((tag[0] + font.size * 0.25, (tag[1] + tag[3]) / 2), text, font=font, fill=ink, anchor="lm")
 
 
-def _font(canvas: Image.Image) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=max(canvas.size) / _FONT_SHARE)
+def _usual_side(boxes_N4: NDArray[np.float64]) -> float:
+    """The median of the boxes' shorter sides."""
+    return float(np.median((boxes_N4[:, 2:] - boxes_N4[:, :2]).min(axis=1))) if len(boxes_N4) else np.inf
+
+
+def _font(canvas: Image.Image, at_most: float = np.inf) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=min(max(canvas.size) / _FONT_SHARE, at_most))
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 

@@ -92,7 +92,8 @@ Part = tuple[_Picture, Window] | str
 class Tiler:
     """Shows a model large pictures by windows, one picture after the other; smaller ones as they are.
 
-    Of large pictures only one is held decoded. A detector is shown all of it, too, scaled down.
+    A large picture is held decoded until its last window was asked for; only then the next is decoded. A
+    detector is shown all of it, too, scaled down.
 
     Raises:
         ConfigError: the model is a classifier.
@@ -132,13 +133,13 @@ class Tiler:
                     yield picture.name, picture.outcome()
 
     def _looks(self, name: str, source: Source) -> Iterator[Look[Part]]:
+        load = partial(tensor_and_size, source, self._manifest.preprocess, self._limits)
         try:
             pixels = pixels_if(self._tiling.cuts, source, self._limits)
+            if pixels is not None:
+                return self._at_windows(name, pixels)
         except Exception as error:
-            return iter([Look(key=name, load=partial(_refuse, error), read=self._read)])
-        if pixels is not None:
-            return self._at_windows(name, pixels)
-        load = partial(tensor_and_size, source, self._manifest.preprocess, self._limits)
+            load = partial(_refuse, error)
         return iter([Look(key=name, load=load, read=self._read)])
 
     def _at_windows(self, name: str, pixels: Pixels) -> Iterator[Look[Part]]:
@@ -151,9 +152,14 @@ class Tiler:
         else:
             merge, read = MapMerge(size, self._tiling, spec, self._manifest.class_names), _read_logits
         picture = _Picture(name, len(windows), merge)
-        for window in windows:
-            load = partial(_load, window.cut_from(pixels), spec, self._limits)
-            yield Look(key=(picture, window), load=load, read=read)
+        return (
+            Look(
+                key=(picture, window),
+                load=partial(_load, window.cut_from(pixels), spec, self._limits),
+                read=read,
+            )
+            for window in windows
+        )
 
 
 def _load(pixels: Pixels, spec: PreprocessSpec, limits: ImageLimits) -> TensorAndSize:

@@ -349,3 +349,10 @@ def test_accuracies_on_other_pictures_are_not_compared():
 def test_a_checkpoint_is_exported_before_it_is_timed(name):
     with pytest.raises(ConfigError, match=f"{name}: expected a name or an artefact .*vitesse export"):
         benchmark([name], rounds=1)
+
+
+def test_what_is_kept_depends_on_all_code_of_models(monkeypatch):
+    read, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    making._key.__wrapped__()
+    assert {"layers.py", "registry.py", "fcos.py", "onnx.py"} <= set(read)

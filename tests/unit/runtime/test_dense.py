@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitesse.errors import ConfigError, EngineError, ImageError
-from vitesse.results import Detections, SemanticMap, regions
+from vitesse.results import Detection, Detections, SemanticMap, regions
 from vitesse.runtime.gallery import Gallery, draw
 from vitesse.runtime.imaging import place, preprocess, resized_size
 from vitesse.runtime.overlay import blend, palette
@@ -220,6 +221,45 @@ def test_a_mask_shines_through():
     assert (tinted[~mask_HW] == 100).all()
     assert tinted[0, 0, 0] > 140
     assert tinted[0, 0, 1] < 60
+
+
+def test_labels_do_not_cover_each_other_and_are_small_where_boxes_are():
+    def drawn(*boxes):
+        found = [
+            Detection(label="a name", index=index, score=0.9 - index / 10, bbox=box)
+            for index, box in enumerate(boxes)
+        ]
+        result = Detections(source="a", model="m", size=(480, 640), predictions=tuple(found))
+        return np.asarray(draw(Image.new("RGB", (640, 480)), result)).astype(int)
+
+    def above(pixels, box, colour):
+        """Rows that a label takes above a box, at its left edge."""
+        x, y = map(int, box[:2])
+        return (np.abs(pixels[: y - 2, x + 1] - palette(3)[colour]).sum(1) < 12).sum()
+
+    surest, beside, apart = (100.0, 100.0, 90.0, 90.0), (120.0, 104.0, 90.0, 90.0), (400.0, 300.0, 90.0, 90.0)
+    pixels = drawn(surest, beside, apart)
+    assert above(pixels, surest, 0) == above(pixels, apart, 2) > 12
+    assert (pixels[80:97, 102:140] == drawn(surest)[80:97, 102:140]).all()
+    is_beside_HW = np.abs(pixels - palette(2)[1]).sum(2) < 12
+    assert not is_beside_HW[:103].any(), "its label would lie on another"
+    assert is_beside_HW[193, 125:205].all(), "its box is there"
+    small = [(*corner, 25.0, 25.0) for corner in (surest[:2], apart[:2])]
+    assert 8 <= above(drawn(*small), small[0], 0) <= 12
+
+
+def test_a_map_is_coloured_at_the_size_that_it_is_drawn_in():
+    classes_HW = np.zeros((2000, 3000), np.uint8)
+    classes_HW[:1000] = 1
+    result = SemanticMap(source="a", model="m", classes_HW=classes_HW, predictions=regions(classes_HW, NAMES))
+    image = Image.new("RGB", (3000, 2000))
+    tracemalloc.start()
+    try:
+        draw(image, result)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * classes_HW.size  # a colour for each of its pixels takes three times its size
 
 
 def test_boxes_and_maps_are_drawn_and_kept(tiny_artefact, tmp_path, photo):

@@ -316,6 +316,19 @@ def test_what_fails_spoils_no_other_picture(tiny_artefact, encode, streams):
     assert sorted(one.bbox for one in records[6].predictions) == sorted(boxes)
 
 
+def test_a_picture_whose_windows_the_model_refuses_spoils_no_other(tiny_artefact):
+    predictor = Predictor(
+        artefact_for(tiny_artefact, "segment", (64, 64), "short"),
+        engine=Blurry(),
+        tile=(64, 640),
+        batch_size=2,
+    )
+    good, narrow = np.zeros((64, 700, 3), np.uint8), np.zeros((20, 900, 3), np.uint8)
+    first, refused, last = predictor.predict([good, narrow, good])
+    assert refused.error.startswith("expected sides of at most 16:1, got 640x20 pixels")
+    assert first.error is last.error is None
+
+
 def test_pictures_are_not_read_far_ahead(tiny_artefact):
     read = 0
 
