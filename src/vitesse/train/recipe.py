@@ -35,7 +35,7 @@ NOT_NEGATIVE = (
         "mixup",
         "cutmix",
     ),
-    *("color_jitter", "workers", "retrieval_epochs", "mesa"),
+    *("color_jitter", "class_weight", "workers", "retrieval_epochs", "mesa"),
     *("save_minutes", "log_every"),
 )
 
@@ -88,6 +88,9 @@ class Recipe:
             fewer pictures (repeated augmentation, arXiv 1902.05509).
         mixup, cutmix: strength (alpha) of each; 0 is off. `mix_prob` is the share of mixed batches.
         loss: `bce` is a sigmoid for every class (arXiv 2110.00476), mean over classes.
+        class_weight: of label maps: how much more the pixels of rare classes count in the loss,
+            (median frequency / frequency) ** class_weight; 1 is median frequency balancing
+            (arXiv 1411.4734), 0 counts all alike.
         init: `published` starts from the architecture's default published weights, `auto` as well where they
             can be had; or safetensors of this architecture, or of one that can start it, such as a plain ViT
             for multiplexed ones; a head of another number of classes starts fresh. Empty: from scratch.
@@ -164,6 +167,7 @@ class Recipe:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    class_weight: float = 0.0
     init: str = ""
     retrieval_epochs: float = 0.0
     retrieval: float = 0.0
@@ -229,6 +233,15 @@ class Recipe:
     def peak_lr(self) -> float:
         """The highest learning rate, scaled to the batch size."""
         return self.lr * (self.batch_size / self.lr_batch_size if self.lr_batch_size else 1)
+
+
+def check_all_classes_alike(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: it weighs the pixels of classes, and there are none.
+    """
+    weight = recipe.class_weight
+    expect(weight == 0, "class_weight", "0.0, since it is for label maps alone", weight)
 
 
 def expect(holds: bool, key: str, expected: str, got: Any) -> None:

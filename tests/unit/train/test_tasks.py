@@ -28,7 +28,7 @@ from vitesse.train import train
 from vitesse.train.recipe import Recipe
 from vitesse.train.tasks import TASKS, task_of
 from vitesse.train.tasks.detect import BoxLoss
-from vitesse.train.tasks.segment import PixelLoss
+from vitesse.train.tasks.segment import PixelLoss, class_weights
 from vitesse.train.tasks.shown import worst_boxes
 
 DETECTOR, SEGMENTER = "fcos_e2e_efficientvit_b0", "efficientvit_seg_b0_cityscapes"
@@ -308,6 +308,7 @@ def test_the_report_draws_what_was_found_with_its_mask(outlined: Path) -> None:
         ({"resize": "crop"}, "recipe resize: expected fit or squash"),
         ({"scale": [2, 1]}, "recipe scale"),
         ({"image_height": 0}, "recipe image_height"),
+        ({"class_weight": 0.5}, "recipe class_weight: expected 0.0, since it is for label maps alone"),
     ],
 )
 def test_what_only_classifiers_do_is_refused(
@@ -340,6 +341,24 @@ def test_blank_pictures_teach_nothing() -> None:
     assert boxes(boxes.blank(2), 64, 0.0).item() == 0
     (nothing, _) = boxes.blank(2).annotations  # type: ignore[misc]
     assert nothing.masks_NHW.shape == (0, 32, 64), "for models that learn from masks"
+
+
+def test_pixels_of_rare_classes_count_more() -> None:
+    weights_K = class_weights(np.array([100, 25, 400, 0]), 0.5)
+    assert weights_K.tolist() == [1, 2, 0.5, 1], "the median is 100; nothing is known of the last"
+    spec = vitesse.spec.PreprocessSpec(image_size=(8, 8))
+    model = torch.nn.Conv2d(3, 4, 1)
+    recipe = Recipe(image_size=8, label_smoothing=0.1)
+    loss = PixelLoss(recipe, spec, model, torch.device("cpu"), weights_K)
+    batch = loss.blank(2)
+    batch.annotations[:, :4] = torch.arange(4).repeat(2, 4, 2)  # type: ignore[index]
+    logits_BKHW = model(loss.inputs(batch.images_BCHW))
+    expected = torch.nn.CrossEntropyLoss(weights_K, ignore_index=IGNORE, label_smoothing=0.1)(
+        logits_BKHW,
+        batch.annotations.long(),  # type: ignore[union-attr]
+    )
+    torch.testing.assert_close(loss(batch, 8, 0.0), expected)
+    assert PixelLoss(recipe, spec, model, torch.device("cpu"), weights_K)(loss.blank(1), 8, 0.0).item() == 0
 
 
 def test_every_task_counts_what_it_learns_from(painted: Path) -> None:

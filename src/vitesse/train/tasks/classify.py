@@ -24,7 +24,7 @@ from vitesse.metrics import EXAMINATIONS, Outcomes
 from vitesse.spec import PreprocessSpec
 from vitesse.train.losses import Targets, teacher_shares
 from vitesse.train.objective import Objective
-from vitesse.train.recipe import Recipe, expect
+from vitesse.train.recipe import Recipe, check_all_classes_alike, expect
 from vitesse.train.report import TOP1, TOP5, Measure, Predictions
 from vitesse.train.teacher import Teacher, cached_logits, check_classes, load_teacher
 
@@ -53,6 +53,7 @@ class Classify:
 
     def check_recipe(self, recipe: Recipe) -> None:
         expect(recipe.image_height is None, "image_height", "none to classify", recipe.image_height)
+        check_all_classes_alike(recipe)
         expect(recipe.resize != "fit", "resize", "crop or squash to classify", recipe.resize)
 
     def augmentation(self, recipe: Recipe) -> Augment:

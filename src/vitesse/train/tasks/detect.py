@@ -23,7 +23,7 @@ from vitesse.errors import DataError
 from vitesse.metrics import EXAMINATIONS
 from vitesse.metrics.dense import BoxesFound
 from vitesse.spec import PreprocessSpec
-from vitesse.train.recipe import Recipe
+from vitesse.train.recipe import Recipe, check_all_classes_alike
 from vitesse.train.report import ClassTable, Measure
 from vitesse.train.tasks.dense import Inputs, SplitsChecked, check_dense_recipe, check_pictures
 from vitesse.train.tasks.shown import worst_boxes
@@ -78,6 +78,7 @@ class Detect:
 
     def check_recipe(self, recipe: Recipe) -> None:
         check_dense_recipe(recipe)
+        check_all_classes_alike(recipe)
 
     def augmentation(self, recipe: Recipe) -> AugmentBoxes:
         return AugmentBoxes(

@@ -83,7 +83,11 @@ class Segment:
         average: nn.Module | None,
         check: Callable[[], None],
     ) -> PixelLoss:
-        return PixelLoss(facts.recipe, facts.preprocess, model, accelerator.device)
+        recipe, device = facts.recipe, accelerator.device
+        weights_K = None
+        if recipe.class_weight:
+            weights_K = class_weights(self.amounts(facts.train_source), recipe.class_weight).to(device)
+        return PixelLoss(recipe, facts.preprocess, model, device, weights_K)
 
     def explained(self, found: MapsCounted, source: Pictures) -> dict[str, Any]:
         maps = cast(MapSource, source)
@@ -92,13 +96,31 @@ class Segment:
         return {"class_tables": (table,), "shown": worst_maps(found, maps)}
 
 
+def class_weights(amounts_K: NDArray[np.int64], power: float) -> Tensor:
+    """How much a pixel of each class counts, float32 (K,): (median / amount) ** power.
+
+    A class without pixels counts as one of median size.
+    """
+    median = np.median(amounts_K[amounts_K > 0]) if amounts_K.any() else 1.0
+    amounts = np.where(amounts_K > 0, amounts_K, median)
+    return torch.from_numpy((median / amounts) ** power).float()
+
+
 class PixelLoss:
-    """See `Loss`: cross-entropy of the logits, enlarged to the labels, over the labelled pixels."""
+    """See `Loss`: cross-entropy of the logits, enlarged to the labels, over the labelled pixels.
+
+    `weights_K` says how much a pixel of each class counts; without it all count alike.
+    """
 
     def __init__(
-        self, recipe: Recipe, preprocess: PreprocessSpec, model: nn.Module, device: torch.device
+        self,
+        recipe: Recipe,
+        preprocess: PreprocessSpec,
+        model: nn.Module,
+        device: torch.device,
+        weights_K: Tensor | None = None,
     ) -> None:
-        self.recipe, self.model = recipe, model
+        self.recipe, self.model, self.weights_K = recipe, model, weights_K
         self.inputs = Inputs(recipe, preprocess, device)
 
     def __call__(self, batch: Batch, side: int, epoch: float) -> Tensor:
@@ -110,11 +132,14 @@ class PixelLoss:
         total = F.cross_entropy(
             logits_BKHW,
             labels_BHW,
+            weight=self.weights_K,
             ignore_index=IGNORE,
             label_smoothing=self.recipe.label_smoothing,
             reduction="sum",
         )
-        return total / (labels_BHW != IGNORE).sum().clamp(min=1)
+        labels_N = labels_BHW[labels_BHW != IGNORE]
+        counted = len(labels_N) if self.weights_K is None else self.weights_K[labels_N].sum()
+        return total / max(counted, 1e-6)
 
     def blank(self, count: int) -> Batch:
         size = _trained_size(self.recipe)
