@@ -343,6 +343,17 @@ def test_blank_pictures_teach_nothing() -> None:
     assert nothing.masks_NHW.shape == (0, 32, 64), "for models that learn from masks"
 
 
+def test_parts_of_pictures_are_learned_at_their_own_scale() -> None:
+    recipe = Recipe(image_size=64, image_height=48, resize="squash", crop_size=(24, 40))
+    spec = vitesse.spec.PreprocessSpec(image_size=(48, 64), resize="squash")
+    shapes: list[tuple[int, ...]] = []
+    layer = torch.nn.Conv2d(3, 4, 8, 8)
+    layer.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    loss = PixelLoss(recipe, spec, layer, torch.device("cpu"))
+    loss(loss.blank(2), 64, 0.0)
+    assert shapes == [(2, 3, 24, 40)], "not enlarged to the 48x64 of the whole picture"
+
+
 def test_pixels_of_rare_classes_count_more() -> None:
     weights_K = class_weights(np.array([100, 25, 400, 0]), 0.5)
     assert weights_K.tolist() == [1, 2, 0.5, 1], "the median is 100; nothing is known of the last"

@@ -23,14 +23,15 @@ ONLY_TO_CLASSIFY = (
 
 
 class Inputs:
-    """Augmented pictures uint8 (B, C, H, W) to what the model takes."""
+    """Augmented pictures uint8 (B, C, H, W) to what the model takes, of that size."""
 
     def __init__(self, recipe: Recipe, preprocess: PreprocessSpec, device: torch.device) -> None:
         self.channels_last = recipe.channels_last
         self.transform = DeviceTransform(preprocess).to(device)
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        x_BCHW: Tensor = self.transform(images_BCHW)
+        height, width = images_BCHW.shape[2:]
+        x_BCHW: Tensor = self.transform(images_BCHW, (height, width))
         return x_BCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else x_BCHW
 
 
