@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class ConvNorm(nn.Sequential):
         bias = norm_eps is None
         self.conv = nn.Conv2d(in_chans, out_chans, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if norm_eps is not None:
-            self.bn = nn.BatchNorm2d(out_chans, eps=norm_eps)
+            self.bn: nn.Module = nn.BatchNorm2d(out_chans, eps=norm_eps)
             nn.init.constant_(self.bn.weight, norm_init)
 
 
@@ -59,7 +60,7 @@ class NormLinear(nn.Sequential):
 
     def __init__(self, in_chans: int, num_classes: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm1d(in_chans)
+        self.bn: nn.Module = nn.BatchNorm1d(in_chans)
         self.linear = nn.Linear(in_chans, num_classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -92,13 +93,14 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two 1x1 convolutions with ReLU between: C to `ratio`*C to C, the last gain initialised to 0."""
+    """Two 1x1 convolutions with ReLU between: C to `hidden` to C, the last gain initialised to 0."""
 
-    def __init__(self, dim: int, ratio: int = 2) -> None:
+    def __init__(self, dim: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.expand = ConvNorm(dim, dim * ratio)
+        hidden = hidden or 2 * dim
+        self.expand = ConvNorm(dim, hidden)
         self.act = nn.ReLU(inplace=True)
-        self.project = ConvNorm(dim * ratio, dim, norm_init=0)
+        self.project = ConvNorm(hidden, dim, norm_init=0)
 
 
 class SqueezeExcite(nn.Module):
@@ -116,11 +118,12 @@ class SqueezeExcite(nn.Module):
 
 
 class PatchEmbed(nn.Sequential):
-    """Overlapping patch embedding: four stride-2 convolutions, ReLU between them, to stride 16."""
+    """Overlapping patch embedding: stride-2 convolutions, ReLU between them, to `stride`, a power of 2."""
 
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int = 16) -> None:
         layers: list[nn.Module] = []
-        for narrow, wide in pairwise((in_chans, dim // 8, dim // 4, dim // 2, dim)):
+        widths = [dim >> halvings for halvings in reversed(range(stride.bit_length() - 1))]
+        for narrow, wide in pairwise((in_chans, *widths)):
             layers += [ConvNorm(narrow, wide, 3, stride=2), nn.ReLU(inplace=True)]
         super().__init__(*layers[:-1])
 
@@ -180,6 +183,23 @@ class ClassifierHead(nn.Module):
         pooled_BC = x_BCHW.mean((2, 3))
         distilled_BK = None if self.classifier_dist is None else self.classifier_dist(pooled_BC)
         return logits_or_pair(self.classifier(pooled_BC), distilled_BK, self.training)
+
+
+def replace_modules(root: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Put `make` of each module of a kind in its place, everywhere below `root`."""
+    for name, child in root.named_children():
+        if isinstance(child, kind):
+            setattr(root, name, make(child))
+        else:
+            replace_modules(child, kind, make)
+
+
+def layer_norm_like(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.LayerNorm:
+    """A normalisation over channels in place of one over the batch, with its initial gain."""
+    kind = LayerNorm2d if isinstance(norm, nn.BatchNorm2d) else nn.LayerNorm
+    made = kind(norm.num_features, eps=norm.eps)
+    made.weight.data.copy_(norm.weight.data)
+    return made
 
 
 def to_tokens(x_BCHW: Tensor) -> Tensor:

@@ -108,6 +108,7 @@ class ModelSpec:
         num_classes: classes of the head.
         distilled: a second, distillation head exists.
         drop_path_rate: stochastic depth at the last block, 0 to 1; it rises linearly from 0 at the first.
+        variant: what differs from the configuration of `name`, by the family's own keys, such as `depths`.
     """
 
     name: str
@@ -116,8 +117,13 @@ class ModelSpec:
     num_classes: int = 1000
     distilled: bool = False
     drop_path_rate: float = 0.0
+    variant: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.variant, Mapping):
+            raise ConfigError(f"variant: expected keys with values, got {self.variant!r}")
+        frozen = {key: _freeze(value) for key, value in self.variant.items()}
+        object.__setattr__(self, "variant", frozen)
         as_size(self.image_size)
         for key in ("in_chans", "num_classes"):
             if getattr(self, key) < 1:

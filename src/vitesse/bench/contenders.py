@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from vitesse.progress import say
 from vitesse.provenance import versions
 from vitesse.runtime.artefact import Artefact, cache_dir, kept_artefact, read_artefact
 from vitesse.runtime.engines import ENGINES, Engine, available_engines, create_engine
-from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, Task
+from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, Task, to_mapping
 
 TORCH_ENGINES = ("torch", "torch-compile")
 PRECISIONS = ("fp32", "int8")
@@ -111,9 +112,10 @@ def _of_name(
 
 def spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     if not model.startswith(PREFIX):
-        known = facts(model)
-        spec = ModelSpec(name=known.name, image_size=known.image_size, num_classes=known.num_classes)
-        return spec, known.top1
+        from vitesse.models.create import spec_for  # loads torch, which tables of artefacts do without
+
+        spec = spec_for(model)
+        return spec, None if spec.variant else facts(spec.name).top1
     name = model.removeprefix(PREFIX)
     if (peer := PEERS.get(name)) is not None:
         return ModelSpec(name=model, image_size=(peer.side, peer.side)), peer.top1
@@ -157,7 +159,15 @@ def exported(spec: ModelSpec, precision: str) -> Artefact:
         return proto, replace(manifest, precision=precision, mux_width=width)  # type: ignore[arg-type]
 
     size = "x".join(map(str, spec.image_size))
-    return made_once(f"{spec.name}-{size}-{precision}", make)
+    return made_once(f"{spec.name}{_changed(spec)}-{size}-{precision}", make)
+
+
+def _changed(spec: ModelSpec) -> str:
+    """What tells the file of a variant from those of others."""
+    if not spec.variant:
+        return ""
+    text = json.dumps(to_mapping(spec)["variant"], sort_keys=True)
+    return f"+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def made_once(name: str, make: Callable[[], tuple[Any, Manifest]]) -> Artefact:

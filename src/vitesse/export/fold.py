@@ -62,11 +62,15 @@ def _fold_conv_norm(pair: ConvNorm) -> nn.Module:
     conv = pair.conv
     if conv.bias is not None:  # it has no norm
         return conv
+    if not isinstance(pair.bn, _BatchNorm):  # one over channels, which depends on the picture
+        return pair
     gain_C, shift_C = _affine(pair.bn)
     return _conv_like(conv, conv.weight.double() * gain_C.view(-1, 1, 1, 1), shift_C)
 
 
 def _fold_norm_linear(pair: NormLinear) -> nn.Module:
+    if not isinstance(pair.bn, _BatchNorm):
+        return pair
     gain_C, shift_C = _affine(pair.bn)
     weight_KC = pair.linear.weight.double()
     return _linear(weight_KC * gain_C, pair.linear.bias.double() + weight_KC @ shift_C)
@@ -86,9 +90,10 @@ def _fold_residual(residual: Residual) -> nn.Module | None:
 def _fold_cascade(attention: CascadedGroupAttention) -> nn.Module:
     """The softmax scale goes into the query convolutions, the bias tables are gathered."""
     _fold_children(attention)
-    for conv in attention.query_convs:
-        _scale(cast(nn.Conv2d, conv), slice(None), attention.scale)
-    attention.scale = 1.0
+    if all(isinstance(conv, nn.Conv2d) for conv in attention.query_convs):
+        for conv in attention.query_convs:
+            _scale(cast(nn.Conv2d, conv), slice(None), attention.scale)
+        attention.scale = 1.0
     rows, columns = attention.attention_bias_ARS.shape[1:]
     attention.gathered_ANN = attention.gathered_bias((rows, columns)).detach()
     return attention
@@ -119,8 +124,8 @@ def _fold_head(head: ClassifierHead) -> None:
     if head.classifier_dist is None:
         return
     ours, teachers = _fold(head.classifier), _fold(head.classifier_dist)
-    assert isinstance(ours, nn.Linear)
-    assert isinstance(teachers, nn.Linear)
+    if not (isinstance(ours, nn.Linear) and isinstance(teachers, nn.Linear)):  # normalised over channels
+        return
     head.classifier = _linear(  # type: ignore[assignment]
         (ours.weight.double() + teachers.weight.double()) / 2,
         (ours.bias.double() + teachers.bias.double()) / 2,

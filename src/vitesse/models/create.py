@@ -22,6 +22,7 @@ from vitesse.models import (  # noqa: F401  (register)
 from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
+from vitesse.models.variants import CHANGE, SPEC_SUFFIX, named_variant, read_spec
 from vitesse.spec import ModelSpec, Task, as_size
 from vitesse.weights.convert import read_foreign
 from vitesse.weights.hub import fetch, fetch_pretrained
@@ -46,13 +47,20 @@ def spec_for(name: str, image_size: int | tuple[int, int] | None = None) -> Mode
     """The published spec that `arch`, `arch.tag` or `timm:NAME` names, for another image size if given.
 
     A tag brings the image size that its weights were trained for, and their distillation head.
+    `arch+CHANGE` is a named variant of it, and `FILE.json` what `write_spec` wrote.
 
     Raises:
         UnknownModelError: no architecture or weights have this name; timm's names are not looked up.
-        ConfigError: an image side is not a positive whole number.
+        ConfigError: an image side is not a positive whole number, a spec file cannot be read, or the
+            architecture has no such variant.
     """
-    if is_timm(name):
+    if name.endswith(SPEC_SUFFIX):
+        spec = read_spec(name)
+    elif is_timm(name):
         spec = ModelSpec(name=name)
+    elif CHANGE in name:
+        arch, *changes = name.split(CHANGE)
+        spec = dataclasses.replace(spec_for(arch), variant=named_variant(arch, changes))
     elif "." in name:
         model, weights = resolve(name)
         spec = ModelSpec(name=model.name, image_size=weights.image_size, distilled=weights.distilled)
@@ -84,7 +92,8 @@ def create_model(
     """A model by name, in training mode, float32, on the CPU.
 
     Args:
-        name: `arch`, `arch.tag` to choose the weights, or `timm:NAME`.
+        name: `arch`, `arch.tag` to choose the weights, `arch+CHANGE` for a variant, a spec file (.json), or
+            `timm:NAME`.
         pretrained: load the published weights from the Hugging Face Hub or its cache.
         num_classes: classes of the head, default the architecture's own, 1000 of a classifier; other than
             the weights' own, the head starts fresh.

@@ -8,14 +8,18 @@ V value width, A attention heads, R rows and S columns of a bias table.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitesse.errors import ConfigError
 from vitesse.layers import (
     ClassifierHead,
     ConvNorm,
@@ -25,25 +29,57 @@ from vitesse.layers import (
     Subsample,
     SubsampledStage,
     drop_path_rates,
+    layer_norm_like,
+    replace_modules,
     to_map,
     to_tokens,
     upcast,
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import register
+from vitesse.models.registry import check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientViTConfig:
-    """One column of the paper's Table 1, per stage: width, blocks, heads; `kernels` by head index."""
+    """One column of the paper's Table 1, per stage: width, blocks, heads; `kernels` by head index.
+
+    Attributes:
+        key_dim: width of each head's queries and keys; 0 is that of its values.
+        window_size: side in positions; None takes what fits the image size (`window_size_for`).
+        ffn_ratio: hidden width of the blocks' feed-forwards, of their width.
+        layout: `sandwich` has one attention between two feed-forwards, `alternating` one before each.
+        attention: what a head sees: `cascaded` its split of the channels and the output of the head before
+            it, `split` its split alone, `full` all channels.
+        local_mixing: depthwise convolutions before the parts of a block.
+        norm: BatchNorm, or LayerNorm over channels.
+    """
 
     embed_dim: tuple[int, int, int]
     depths: tuple[int, int, int]
     num_heads: tuple[int, int, int]
     kernels: tuple[int, ...] = (7, 5, 3, 3)
     key_dim: int = 16
+    window_size: int | None = None
+    ffn_ratio: float = 2
+    layout: Literal["sandwich", "alternating"] = "sandwich"
+    attention: Literal["cascaded", "split", "full"] = "cascaded"
+    local_mixing: bool = True
+    norm: Literal["batch", "layer"] = "batch"
+    act: Literal["relu", "hardswish"] = "relu"
+
+    def __post_init__(self) -> None:
+        check_stages(self, 3, "embed_dim", "depths", "num_heads")
+        if len(self.kernels) < max(self.num_heads):
+            raise ConfigError(
+                f"kernels: expected one for each of {max(self.num_heads)} heads, got {self.kernels}"
+            )
+        for dim, heads in zip(self.embed_dim, self.num_heads, strict=True):
+            if heads < 1 or dim < 8 or dim % heads:
+                raise ConfigError(f"num_heads: expected a divisor of the width {dim}, got {heads}")
+        for key in ("layout", "attention", "norm", "act"):
+            check_value(key, getattr(self, key), get_args(get_type_hints(type(self))[key]))
 
 
 CONFIGS = {
@@ -59,6 +95,18 @@ CONFIGS = {
     "efficientvit_m5": EfficientViTConfig(embed_dim=(192, 288, 384), depths=(1, 3, 4), num_heads=(3, 3, 4)),
 }
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "alternating": {"layout": "alternating"},
+    "full_heads": {"attention": "full"},
+    "no_cascade": {"attention": "split"},
+    "equal_qkv": {"key_dim": 0},
+    "wide_ffn": {"ffn_ratio": 4},
+    "no_local_mixing": {"local_mixing": False},
+    "layer_norm": {"norm": "layer"},
+    "hardswish": {"act": "hardswish"},
+}
+"""What the paper's Table 6 changes, one thing each."""
+
 # 7 everywhere, except that the paper's 384-px figure (1486 M MACs) is met by windows of 12, half of the
 # first stage's map. 512 px has no published figure; 16 keeps that proportion.
 WINDOW_SIZE = 7
@@ -69,6 +117,7 @@ class CascadedGroupAttention(nn.Module):
     """Each head attends on its own split of the channels, plus the output of the head before it (3.2).
 
     (B, C, H, W) to the same shape. One learned bias per head and absolute offset (|rows|, |columns|).
+    `feed` is what a head sees, see `EfficientViTConfig.attention`.
     """
 
     resampled_on_load: ClassVar = {"attention_bias_ARS": (1, 2)}
@@ -76,13 +125,21 @@ class CascadedGroupAttention(nn.Module):
     gathered_ANN: Tensor | None
 
     def __init__(
-        self, dim: int, num_heads: int, key_dim: int, kernels: tuple[int, ...], resolution: tuple[int, int]
+        self,
+        dim: int,
+        num_heads: int,
+        key_dim: int,
+        kernels: tuple[int, ...],
+        resolution: tuple[int, int],
+        feed: str = "cascaded",
     ) -> None:
         super().__init__()
         value_dim = dim // num_heads
+        self.feed = feed
         self.widths = (key_dim, key_dim, value_dim)
         self.scale = key_dim**-0.5
-        self.qkvs = nn.ModuleList(ConvNorm(value_dim, sum(self.widths)) for _ in range(num_heads))
+        seen_dim = dim if feed == "full" else value_dim
+        self.qkvs = nn.ModuleList(ConvNorm(seen_dim, sum(self.widths)) for _ in range(num_heads))
         self.query_convs = nn.ModuleList(
             ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:num_heads]
         )
@@ -94,11 +151,12 @@ class CascadedGroupAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
         biases = self.gathered_bias((height, width)).unbind()
-        splits = x_BCHW.chunk(len(self.qkvs), dim=1)
+        heads = len(self.qkvs)
+        parts = [x_BCHW] * heads if self.feed == "full" else x_BCHW.chunk(heads, dim=1)
         outputs: list[Tensor] = []
-        for qkv, query_conv, x_BVHW, bias_NN in zip(self.qkvs, self.query_convs, splits, biases, strict=True):
-            cascaded_BVHW = x_BVHW + outputs[-1] if outputs else x_BVHW
-            q_BDHW, k_BDHW, v_BVHW = qkv(cascaded_BVHW).split(self.widths, dim=1)
+        for qkv, query_conv, part, bias_NN in zip(self.qkvs, self.query_convs, parts, biases, strict=True):
+            seen = part + outputs[-1] if outputs and self.feed == "cascaded" else part
+            q_BDHW, k_BDHW, v_BVHW = qkv(seen).split(self.widths, dim=1)
             q_BND, k_BND, v_BNV = to_tokens(query_conv(q_BDHW)), to_tokens(k_BDHW), to_tokens(v_BVHW)
             with without_autocast(q_BND):
                 logits_BNN = torch.baddbmm(bias_NN, upcast(q_BND), upcast(k_BND).mT, alpha=self.scale)
@@ -164,16 +222,30 @@ class WindowAttention(nn.Module):
         return x_BCHW[:, :, :height, :width]
 
 
-class Block(nn.Sequential):
-    """Sandwich layout: one attention between depthwise convolutions and feed-forwards (3.1)."""
+LAYOUTS = {
+    "sandwich": ("dw0", "ffn0", "mixer", "dw1", "ffn1"),
+    "alternating": ("dw0", "mixer0", "ffn0", "dw1", "mixer1", "ffn1"),
+}
 
-    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
-        super().__init__()
-        self.dw0 = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
-        self.ffn0 = Residual(FeedForward(dim), drop_path)
-        self.mixer = Residual(mixer, drop_path)
-        self.dw1 = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
-        self.ffn1 = Residual(FeedForward(dim), drop_path)
+
+class Block(nn.Sequential):
+    """Sandwich layout: one attention between depthwise convolutions and feed-forwards (3.1).
+
+    The alternating layout has an attention before each feed-forward, as other transformers do.
+    """
+
+    def __init__(
+        self, dim: int, config: EfficientViTConfig, mixer: Callable[[], nn.Module], drop_path: float
+    ) -> None:
+        make: dict[str, Callable[[], nn.Module]] = {
+            "dw": lambda: ConvNorm(dim, dim, 3, groups=dim, norm_init=0),
+            "ffn": lambda: FeedForward(dim, round(dim * config.ffn_ratio)),
+            "mixer": mixer,
+        }
+        names = [name for name in LAYOUTS[config.layout] if config.local_mixing or not name.startswith("dw")]
+        super().__init__(
+            OrderedDict((name, Residual(make[name.rstrip("01")](), drop_path)) for name in names)
+        )
 
 
 class EfficientViT(StagedBackbone):
@@ -191,10 +263,15 @@ class EfficientViT(StagedBackbone):
         self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0])
         self.stages = _stages(spec, config)
         self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
+        if config.norm == "layer":
+            for kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+                replace_modules(self, kind, layer_norm_like)
+        if config.act == "hardswish":
+            replace_modules(self, nn.ReLU, lambda _: nn.Hardswish(inplace=True))
 
 
 def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
-    window = window_size_for(spec.image_size)
+    window = config.window_size or window_size_for(spec.image_size)
     rates = iter(drop_path_rates(spec.drop_path_rate, sum(config.depths)))
     resolution = (math.ceil(spec.image_size[0] / 16), math.ceil(spec.image_size[1] / 16))
     stages = nn.ModuleList()
@@ -203,15 +280,25 @@ def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
         if i > 0:
             subsample = Subsample(config.embed_dim[i - 1], dim)
             resolution = (math.ceil(resolution[0] / 2), math.ceil(resolution[1] / 2))
-        attended = resolution if max(resolution) <= window else (window, window)
-        blocks = []
-        for _ in range(config.depths[i]):
-            attention = CascadedGroupAttention(
-                dim, config.num_heads[i], config.key_dim, config.kernels, attended
-            )
-            blocks.append(Block(dim, WindowAttention(attention, window), next(rates)))
+        mixer = functools.partial(_mixer, config, i, resolution, window)
+        blocks = [Block(dim, config, mixer, next(rates)) for _ in range(config.depths[i])]
         stages.append(SubsampledStage(subsample, blocks))
     return stages
+
+
+def _mixer(
+    config: EfficientViTConfig, stage: int, resolution: tuple[int, int], window: int
+) -> WindowAttention:
+    dim, heads = config.embed_dim[stage], config.num_heads[stage]
+    attention = CascadedGroupAttention(
+        dim,
+        heads,
+        config.key_dim or dim // heads,
+        config.kernels,
+        resolution if max(resolution) <= window else (window, window),
+        config.attention,
+    )
+    return WindowAttention(attention, window)
 
 
 def window_size_for(image_size: tuple[int, int]) -> int:
@@ -219,7 +306,7 @@ def window_size_for(image_size: tuple[int, int]) -> int:
     return HIGH_RESOLUTION_WINDOW_SIZE.get(max(image_size), WINDOW_SIZE)
 
 
-@register(*CONFIGS)
+@register(*CONFIGS, changes=ABLATIONS)
 def build(spec: ModelSpec) -> EfficientViT:
-    """The EfficientViT-M that `spec.name` names."""
-    return EfficientViT(spec, CONFIGS[spec.name])
+    """The EfficientViT-M that `spec` names or describes."""
+    return EfficientViT(spec, configured(CONFIGS, spec))

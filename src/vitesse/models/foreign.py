@@ -48,11 +48,13 @@ def build_timm(spec: ModelSpec) -> TimmModel:
 
     Raises:
         UnknownModelError: timm has no such model.
-        ConfigError: `spec.distilled` is set; timm's models bring no second head on request.
+        ConfigError: `spec.distilled` or `spec.variant` is set; timm's models bring neither on request.
         MissingExtraError: timm is not installed.
     """
     if spec.distilled:
         raise ConfigError(f"distilled: expected a model of Vitesse's own, got {spec.name}")
+    if spec.variant:
+        raise ConfigError(f"variant: expected a model of Vitesse's own, got {spec.name}")
     timm = require("timm", "train")
     name = _known_name(timm, spec.name)
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.in_chans}

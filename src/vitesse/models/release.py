@@ -17,7 +17,7 @@ def weights_like(spec: ModelSpec) -> WeightFacts | None:
 
     None for other tasks than classification, where they come with nothing.
     """
-    if is_timm(spec.name) or spec.in_chans != 3 or facts(spec.name).task != "classify":
+    if spec.variant or is_timm(spec.name) or spec.in_chans != 3 or facts(spec.name).task != "classify":
         return None
     wanted = (spec.image_size, spec.num_classes, spec.distilled)
     known = facts(spec.name).weights

@@ -8,10 +8,12 @@ Shape suffixes: B images, C channels, P attended channels, H rows, W columns, N 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitesse.errors import ConfigError
 from vitesse.layers import (
     ClassifierHead,
     ConvNorm,
@@ -27,18 +29,41 @@ from vitesse.layers import (
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import register
+from vitesse.models.registry import check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class SHViTConfig:
-    """One column of the paper's Table 1, per stage: width, blocks, attended channels (0: no attention)."""
+    """One column of the paper's Table 1, per stage: width, blocks, attended channels (0: no attention).
+
+    Attributes:
+        partial_ratio: share of the channels that stages with attention attend on, instead of `partial_dim`.
+        stem_stride: pixels a position of the first stage, a power of two.
+    """
 
     embed_dim: tuple[int, int, int]
     depths: tuple[int, int, int]
     partial_dim: tuple[int, int, int]
     key_dim: int = 16
+    partial_ratio: float | None = None
+    stem_stride: int = 16
+
+    def __post_init__(self) -> None:
+        check_stages(self, 3, "embed_dim", "depths", "partial_dim")
+        check_value("stem_stride", self.stem_stride, (2, 4, 8, 16, 32))
+        if self.partial_ratio is not None and not 0 <= self.partial_ratio <= 1:
+            raise ConfigError(f"partial_ratio: expected a share, 0 to 1, got {self.partial_ratio}")
+        if any(part > dim for part, dim in zip(self.partial_dim, self.embed_dim, strict=True)):
+            raise ConfigError(f"partial_dim: expected at most {self.embed_dim}, got {self.partial_dim}")
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """Channels that each stage attends on."""
+        if self.partial_ratio is None:
+            return self.partial_dim
+        pairs = zip(self.partial_dim, self.embed_dim, strict=True)
+        return tuple(round(dim * self.partial_ratio) if part else 0 for part, dim in pairs)
 
 
 CONFIGS = {
@@ -47,6 +72,16 @@ CONFIGS = {
     "shvit_s3": SHViTConfig(embed_dim=(192, 352, 448), depths=(3, 5, 5), partial_dim=(0, 75, 96)),
     "shvit_s4": SHViTConfig(embed_dim=(224, 336, 448), depths=(4, 7, 6), partial_dim=(0, 72, 96)),
 }
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no_attention": {"partial_ratio": 0.0},
+    "eighth": {"partial_ratio": 0.125},
+    "half": {"partial_ratio": 0.5},
+    "all_channels": {"partial_ratio": 1.0},
+    "stem8": {"stem_stride": 8},
+    "stem4": {"stem_stride": 4},
+}
+"""What the paper's Table 6 and figures 2 and 6 change: attended channels, and the stem's stride."""
 
 
 class SingleHeadSelfAttention(nn.Module):
@@ -91,29 +126,27 @@ class Block(nn.Sequential):
 class SHViT(StagedBackbone):
     """Overlapping patch embedding, three stages at strides 16, 32 and 64, BN-linear head."""
 
-    min_image_size = 16
-
     def __init__(self, spec: ModelSpec, config: SHViTConfig) -> None:
         super().__init__()
         self.spec = spec
         self.feature_specs = tuple(
-            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=16 * 2**i)
+            FeatureSpec(name=f"stage{i + 1}", channels=dim, stride=config.stem_stride * 2**i)
             for i, dim in enumerate(config.embed_dim)
         )
-        self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0])
+        self.min_image_size = config.stem_stride
+        self.stem = PatchEmbed(spec.in_chans, config.embed_dim[0], config.stem_stride)
         rates = iter(drop_path_rates(spec.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(config.embed_dim):
             blocks = [
-                Block(dim, config.partial_dim[i], config.key_dim, next(rates))
-                for _ in range(config.depths[i])
+                Block(dim, config.attended[i], config.key_dim, next(rates)) for _ in range(config.depths[i])
             ]
             subsample = Subsample(config.embed_dim[i - 1], dim) if i > 0 else None
             self.stages.append(SubsampledStage(subsample, blocks))
         self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
 
 
-@register(*CONFIGS)
+@register(*CONFIGS, changes=ABLATIONS)
 def build(spec: ModelSpec) -> SHViT:
-    """The SHViT that `spec.name` names."""
-    return SHViT(spec, CONFIGS[spec.name])
+    """The SHViT that `spec` names or describes."""
+    return SHViT(spec, configured(CONFIGS, spec))

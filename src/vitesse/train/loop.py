@@ -23,8 +23,8 @@ from vitesse.data.loader import AugmentedPictures, Batch, training_batches
 from vitesse.data.sampler import Share, ShuffledKeys
 from vitesse.errors import DataError, EngineError, StoppedError, TrainingError, VitesseError
 from vitesse.metrics import Figures, Found
+from vitesse.models.create import spec_for
 from vitesse.progress import say, track
-from vitesse.spec import ModelSpec
 from vitesse.train.checkpoint import Checkpoints, Progress, is_to_go_on
 from vitesse.train.clock import StepClock
 from vitesse.train.folder import RunFacts, RunFolder, run_files
@@ -82,7 +82,7 @@ def train(
     Args:
         data: anything that `open_source` reads, for a detector `open_boxes`, for a segmenter `open_maps`.
             Without a `val` (or `test`) split, a tenth of each class is held out, drawn by the recipe's seed.
-        model: a registered name or `timm:NAME`.
+        model: a registered name, one with changes (`efficientvit_m0+no_cascade`), a spec file or `timm:NAME`.
         out: folder of the run: `checkpoints/{last,best}/model.safetensors`, `metrics.jsonl`, `report.html`.
         recipe: a shipped recipe's name or a YAML file; by default the one of the model's task.
         overrides: `key=value` texts, or a mapping, over the recipe.
@@ -94,17 +94,18 @@ def train(
         StoppedError: SIGTERM, SIGINT or `stop_file` came; the run is saved and the same call goes on with it.
         ConfigError, DataError, TrainingError, WeightsError: see their messages.
     """
-    task = task_of(model)
+    asked = spec_for(model)
+    task = task_of(asked.name)
     check_kind(data, task, model)
-    settings = load_recipe(recipe or task.recipe, overrides, model)
+    settings = load_recipe(recipe or task.recipe, overrides, asked.name)
     task.check_recipe(settings)
     train_source, val_source = splits(task, data, settings)
     task.check(train_source)
     facts = RunFacts(
         out=Path(out),
         data=Path(str(data)).name,
-        spec=ModelSpec(
-            name=model,
+        spec=replace(
+            asked,
             image_size=settings.input_size,
             num_classes=len(train_source.class_names),
             drop_path_rate=settings.drop_path_rate,

@@ -16,6 +16,7 @@ from typing import Any
 
 from vitesse.errors import StoppedError, TrainingError, VitesseError, require
 from vitesse.files import write_atomically
+from vitesse.models.create import spec_for
 from vitesse.progress import is_first_process, say
 from vitesse.spec import from_mapping
 from vitesse.train.folder import run_files
@@ -53,8 +54,9 @@ def train_on_ray(data: str | Path, *, workers: int | None = None, **options: Any
     """
     os.environ.update({**QUIET, **os.environ})
     ray = require("ray", "scale")
-    task = task_of(options["model"])
-    settings = load_recipe(options["recipe"] or task.recipe, options["overrides"], options["model"])
+    name = spec_for(options["model"]).name
+    task = task_of(name)
+    settings = load_recipe(options["recipe"] or task.recipe, options["overrides"], name)
     train_source, val_source = splits(task, data, settings)
     out = Path(options["out"]).resolve()
     make_folder(out)

@@ -1,0 +1,121 @@
+"""Models that differ from a published architecture, by name or by file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from vitesse.errors import ConfigError
+from vitesse.export.fold import fold
+from vitesse.layers import LayerNorm2d
+from vitesse.models import create_model
+from vitesse.models.create import build, spec_for
+from vitesse.models.efficientvit_msra import ABLATIONS, CascadedGroupAttention
+from vitesse.models.shvit import ABLATIONS as SHVIT_ABLATIONS
+from vitesse.models.shvit import SingleHeadSelfAttention
+from vitesse.models.variants import write_spec
+from vitesse.spec import ModelSpec
+
+NAMES = [f"efficientvit_m0+{change}" for change in ABLATIONS] + [
+    f"shvit_s1+{change}" for change in SHVIT_ABLATIONS
+]
+
+
+def params(name: str) -> int:
+    return sum(parameter.numel() for parameter in create_model(name).parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_change_trains_and_folds_to_the_same(name):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=5, image_size=64)
+    x_BCHW = torch.randn(3, 3, 64, 64)
+    model.train()(x_BCHW).square().sum().backward()
+    missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing, "parts that nothing flows through"
+    for module in model.modules():  # gains of 0 would hide what the branches compute
+        if isinstance(module, (nn.BatchNorm2d, LayerNorm2d)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    expected = model.eval()(x_BCHW)
+    torch.testing.assert_close(fold(model)(x_BCHW), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_rebuilds_the_model(tmp_path):
+    spec = spec_for("efficientvit_m0+no_cascade+wide_ffn", 96)
+    write_spec(spec, tmp_path / "mine.json")
+    assert spec_for(str(tmp_path / "mine.json")) == spec
+    torch.manual_seed(0)
+    one = build(spec).state_dict()
+    torch.manual_seed(0)
+    other = create_model(str(tmp_path / "mine.json")).state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_changes_change_what_they_say():
+    m0, plain = params("efficientvit_m0"), create_model("efficientvit_m0")
+    assert params("efficientvit_m0+wide_ffn") > 1.2 * m0
+    assert params("efficientvit_m0+full_heads") > m0
+    assert params("efficientvit_m0+no_cascade") == m0
+    assert params("efficientvit_m0+no_local_mixing") < m0
+    count = [
+        sum(isinstance(module, CascadedGroupAttention) for module in model.modules())
+        for model in (plain, create_model("efficientvit_m0+alternating"))
+    ]
+    assert count == [6, 12]
+    layer_norm = create_model("efficientvit_m0+layer_norm")
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in layer_norm.modules())
+    without = create_model("shvit_s1+no_attention")
+    assert not any(isinstance(module, SingleHeadSelfAttention) for module in without.modules())
+    stem4 = create_model("shvit_s1+stem4", features_only=True)
+    assert [feature.stride for feature in stem4.feature_specs] == [4, 8, 16]
+
+
+def test_a_split_head_sees_no_other_split():
+    torch.manual_seed(0)
+    x_BCHW = torch.randn(1, 16, 4, 4)
+    changed = x_BCHW.clone()
+    changed[:, :8] += 1  # what the first of two heads sees
+    for feed, second_changes in (("split", False), ("cascaded", True), ("full", True)):
+        attention = CascadedGroupAttention(16, 2, 4, (3, 3), (4, 4), feed).eval()
+        attention.proj = nn.Identity()
+        with torch.no_grad():
+            differs = (attention(x_BCHW) != attention(changed)).any(-1).any(-1)[0]
+        assert differs[:8].all()
+        assert bool(differs[8:].any()) is second_changes, feed
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"depth": (1, 2, 3)}, "unknown key 'depth'; did you mean depths"),
+        ({"depths": (1, 2)}, "depths: expected 3 whole numbers, one a stage"),
+        ({"depths": "abc"}, "depths: expected 3 whole numbers"),
+        ({"num_heads": (3, 4, 4)}, "num_heads: expected a divisor of the width 64, got 3"),
+        ({"norm": "group"}, "norm: expected batch or layer, got 'group'"),
+        ({"kernels": (3,)}, "kernels: expected one for each of 4 heads"),
+    ],
+)
+def test_impossible_variants_are_refused_in_one_line(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ModelSpec(name="efficientvit_m0", variant=variant))
+
+
+def test_what_cannot_vary_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="no variant is named 'no_casacde'; did you mean no_cascade"):
+        create_model("efficientvit_m0+no_casacde")
+    with pytest.raises(ConfigError, match="it has none with a name"):
+        create_model("efficientvit_b0+wide")
+    with pytest.raises(ConfigError, match=r"variant: expected one of efficientvit_m0.*got vit_tiny_patch16"):
+        build(ModelSpec(name="vit_tiny_patch16", variant={"depth": 3}))
+    with pytest.raises(ConfigError, match=r"none\.json: No such file"):
+        create_model(str(tmp_path / "none.json"))
+    for text, message in (("{", "expected JSON"), ("[]", "expected an object"), ("{}", "missing name")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            create_model(str(tmp_path / "bad.json"))
+    (tmp_path / "bad.json").write_text(json.dumps({"name": "efficientvit_m0", "variant": [1]}))
+    with pytest.raises(ConfigError, match="variant: expected keys with values"):
+        create_model(str(tmp_path / "bad.json"))
