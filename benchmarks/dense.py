@@ -216,17 +216,25 @@ def ratio_table(rows: Sequence[Mapping[str, Any]]) -> str:
     published = any(row["published_bar"] for row in rows)
     head = ["ours", "peer", "input", "GMACs", "bar", *(["published"] if published else [])]
     lines: list[list[object]] = [
-        [*head, *(f"{stage}, {count} thread{'s' * (count > 1)}" for stage, count in columns), "bar met"]
+        [
+            *head,
+            *(f"{stage}, {count} thread{'s' * (count > 1)}" for stage, count in columns),
+            "reaches the bar",
+            "faster",
+        ]
     ]
     for key, row in {key[:4]: row for key, row in cells.items() if row["stage"] == WHOLE}.items():
         found = [cells.get((*key, *column)) for column in columns]
         height, width = row["image_size"]
         gmacs = " : ".join(f"{value:.3g}" for value in row["gmacs"])
         bars = [row["bar"], *([row["published_bar"] or ""] if published else [])]
-        met = all(cell["met"] for cell in found if cell and cell["stage"] == WHOLE)
+        whole = [cell for cell in found if cell and cell["stage"] == WHOLE]
+        met = all(cell["met"] for cell in whole)
+        faster = all(cell["ratio"]["median"] > 1 for cell in whole)
         ratios = [ratio_text(cell) if cell else "" for cell in found]
         names = (short(row[side]) for side in ("ours", "peer"))
-        lines.append([*names, f"{height}x{width}", gmacs, *bars, *ratios, "yes" if met else "no"])
+        answers = ("yes" if answer else "no" for answer in (met, faster))
+        lines.append([*names, f"{height}x{width}", gmacs, *bars, *ratios, *answers])
     return markdown(lines)
 
 

@@ -77,6 +77,12 @@ def require(module: str, extra: str) -> Any:
         return importlib.import_module(module)
 
 
+def one_line(error: Exception) -> str:
+    """What an error says in one line, with its type where it is none of ours."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, VitesseError) else f"{type(error).__name__}: {text}"
+
+
 @contextlib.contextmanager
 def from_extra(extra: str) -> Iterator[None]:
     """Around imports of what an extra brings: a package that is not installed becomes `MissingExtraError`.
@@ -93,8 +99,15 @@ def from_extra(extra: str) -> Iterator[None]:
         raise MissingExtraError(package, extra) from error
 
 
+LISTED = 40
+"""Names that a message lists at most."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message for a mistyped name: its nearest names, or all of them."""
+    """The tail of an error message for a mistyped name: its nearest names, or what there is."""
     choices = sorted(known)
     near = get_close_matches(word, choices, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(choices)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = len(choices) - LISTED
+    return f"known: {', '.join(choices[:LISTED])}{f' and {more} more' if more > 0 else ''}"

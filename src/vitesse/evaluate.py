@@ -131,7 +131,7 @@ def evaluate(
     ensemble: bool = False,
     labels: str | Path | None = None,
     tile: int | tuple[int, int] | None = None,
-    overlap: float = 0.2,
+    overlap: float | None = None,
 ) -> Evaluation | DenseEvaluation:
     """Accuracy of an artefact, a checkpoint or a published model on pictures that say what is in them.
 

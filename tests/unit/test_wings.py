@@ -27,6 +27,7 @@ LEVELS = (
     {"bench"},
     {"analyze", "serve"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 INSIDE_RUNTIME = (

@@ -19,9 +19,9 @@ from vitesse.analyze.profile import Operator, Profile, as_shares, median_of
 from vitesse.analyze.roofline import Machine, below_ridge_share, measure_machine, place
 from vitesse.analyze.subject import TORCH, Subject, find_subject
 from vitesse.bench.contenders import started
-from vitesse.bench.measure import Runner, one_line
+from vitesse.bench.measure import Runner
 from vitesse.bench.run import check_numbers
-from vitesse.errors import EngineError
+from vitesse.errors import EngineError, one_line
 from vitesse.progress import track
 from vitesse.runtime.engines import OnnxRuntimeEngine
 from vitesse.spec import as_size

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vitesse.bench.measure import Contender, Runner, one_line
+from vitesse.bench.measure import Contender, Runner
 from vitesse.bench.peers import PEERS, PREFIX
 from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts
 from vitesse.errors import (
@@ -28,6 +28,7 @@ from vitesse.errors import (
     MissingExtraError,
     VitesseError,
     from_extra,
+    one_line,
 )
 from vitesse.progress import say
 from vitesse.provenance import versions

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitesse.errors import EngineError, one_line
 from vitesse.progress import track
 from vitesse.runtime.artefact import Artefact
 
@@ -253,7 +254,7 @@ class _Feeds:
 
 def _started(contender: Contender) -> Runner:
     if contender.start is None:
-        raise RuntimeError(contender.error or "it cannot be run")
+        raise EngineError(contender.error or "it cannot be run")
     return contender.start()
 
 
@@ -270,8 +271,3 @@ def _sample(run: Runner, fed: Any, runs: int) -> tuple[float, float]:
     for _ in range(runs):
         run(fed)
     return (time.perf_counter() - started) / runs, (time.process_time() - started_busy) / runs
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -50,7 +50,7 @@ def run(
     image_size: ImageSize = None,
     ensemble: Ensemble = False,
     tile: Tile = None,
-    overlap: Overlap = 0.2,
+    overlap: Overlap = None,
     as_json: Json = False,
 ) -> int:
     """Measure accuracy and speed, of a classifier also calibration, on pictures that say what is in them.

@@ -39,8 +39,10 @@ Tile = Annotated[
     ),
 ]
 Overlap = Annotated[
-    float,
-    typer.Option("--overlap", min=0, max=0.9, help="Share of a tile that the next shows too.", metavar="X"),
+    float | None,
+    typer.Option(
+        "--overlap", min=0, max=0.9, help="Share of a tile that the next shows too; 0.2.", metavar="X"
+    ),
 ]
 RuntimeEngine = Literal["auto", "onnxruntime", "openvino"]
 AnyEngine = Literal["auto", "onnxruntime", "openvino", "torch"]

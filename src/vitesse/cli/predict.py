@@ -33,7 +33,9 @@ def run(
     model: Model = None,
     arch: Arch = None,
     engine: Annotated[RuntimeEngine, EngineOption] = "auto",
-    top_k: Annotated[int, typer.Option("--top-k", min=1, metavar="N", help="Labels a picture.")] = 5,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, metavar="N", help="Of a classifier: labels a picture.")
+    ] = 5,
     min_score: Annotated[
         float,
         typer.Option("--min-score", min=0, max=1, metavar="X", help="Of a detector: its surest objects."),
@@ -49,7 +51,7 @@ def run(
     image_size: ImageSize = None,
     ensemble: Ensemble = False,
     tile: Tile = None,
-    overlap: Overlap = 0.2,
+    overlap: Overlap = None,
     save: Annotated[
         Path | None,
         typer.Option(

@@ -38,6 +38,9 @@ Segmentation = Mapping[str, Any]
 INSIDE = 0.5
 """Probability from which on a pixel belongs to an object."""
 
+STRIP = 512
+"""Rows of an object whose probabilities are worked out at once: few beside those of a huge picture."""
+
 TINY = float(np.finfo(np.float32).tiny)
 Outcome = Mapping[str, Any] | str
 """What came of a picture: what its record says beside source and model, or why there is nothing."""
@@ -148,7 +151,9 @@ def pasted(mask_hw: NDArray[Any], corners: NDArray[Any], size: tuple[int, int]) 
     left, top, right, bottom = corners.tolist()
     first_row, rows = _weights(top, bottom, size[0], mask_hw.shape[0])
     first_column, columns = _weights(left, right, size[1], mask_hw.shape[1])
-    return run_lengths(rows @ mask_hw @ columns.T >= INSIDE, size, (first_row, first_column))
+    across = mask_hw @ columns.T
+    strips = [rows[i : i + STRIP] @ across >= INSIDE for i in range(0, max(len(rows), 1), STRIP)]
+    return run_lengths(np.concatenate(strips), size, (first_row, first_column))
 
 
 def _weights(start: float, end: float, length: int, of: int) -> tuple[int, NDArray[np.float32]]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitesse.errors import ConfigError, TooLargeError, VitesseError
+from vitesse.errors import ConfigError, TooLargeError, one_line
 from vitesse.results import Record, regions
 from vitesse.runtime.artefact import Artefact, bundled_artefact, read_artefact
 from vitesse.runtime.decode import DEFAULT_LIMITS, TILED_LIMITS, ImageLimits
@@ -28,7 +28,7 @@ from vitesse.runtime.multiplex import EnsembledEngine, whole_groups
 from vitesse.runtime.postprocess import RECORDS, Outcome, found_objects, in_picture, top_k
 from vitesse.runtime.sources import Size, Source, name_of, tensor_and_size
 from vitesse.runtime.tiling import TILED_TASKS, Look, TensorAndSize, Tiler
-from vitesse.runtime.windows import Tiling
+from vitesse.runtime.windows import OVERLAP, Tiling
 from vitesse.spec import as_size
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Predictor:
         streams: int = 1,
         ensemble: bool = False,
         tile: int | Size | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
     ) -> None:
         """
         Args:
@@ -85,7 +85,7 @@ class Predictor:
             ensemble: of a multiplexed model, see every picture in every slot (`EnsembledEngine`).
             tile: side, or (height, width), in pixels of the windows in which a detector or segmenter looks at
                 pictures that are larger (`Tiler`); by default it looks at all pictures in one piece.
-            overlap: least share of a tile that neighbours have in common.
+            overlap: least share of a tile that neighbours have in common; 0.2 by default.
         """
         workers = min(8, usable_cpus()) if workers is None else workers
         for name, value in (
@@ -98,6 +98,8 @@ class Predictor:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score: expected 0 to 1, got {min_score}")
+        if overlap is not None and tile is None:
+            raise ConfigError("overlap: expected tile beside it, the side of the windows that overlap")
         if not isinstance(model, Artefact):
             model = read_artefact(bundled_artefact() if model is None else model)
         if model.manifest.task not in RECORDS:
@@ -118,7 +120,7 @@ class Predictor:
         self._record = RECORDS[model.manifest.task]
         self._tiler: Tiler | None = None
         if tile is not None:
-            tiling = Tiling(as_size(tile), overlap)
+            tiling = Tiling(as_size(tile), OVERLAP if overlap is None else overlap)
             self._tiler = Tiler(tiling, model.manifest, self._limits, self._read)
 
     def predict(self, sources: Iterable[Source]) -> list[Record]:
@@ -187,7 +189,7 @@ class Predictor:
         except TooLargeError as error:
             return f"{error}{self._way_out()}"
         except Exception as error:
-            return _one_line(error)
+            return one_line(error)
 
     def _way_out(self) -> str:
         """What else can be done about a picture that is too large."""
@@ -218,7 +220,7 @@ class Predictor:
             ]
         except Exception as error:
             if len(items) == 1:
-                return [_one_line(error)]
+                return [one_line(error)]
             return [self._infer_batch([item])[0] for item in items]
 
     def _read(self, outputs: Sequence[NDArray[Any]], size: Size) -> Mapping[str, Any]:
@@ -261,8 +263,3 @@ class _Feed(Generic[T]):
         """The next `count` looks, fewer at the end, and what was loaded for them."""
         taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
         return [look for look, _ in taken], [future.result() for _, future in taken]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if text and isinstance(error, VitesseError) else f"{type(error).__name__}: {text}"

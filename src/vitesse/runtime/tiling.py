@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vitesse.errors import ConfigError, EngineError
+from vitesse.errors import ConfigError, EngineError, one_line
 from vitesse.runtime.decode import ImageLimits
 from vitesse.runtime.merging import ObjectMerge
 from vitesse.runtime.postprocess import Outcome
@@ -74,15 +74,20 @@ class _Picture:
             return
         if isinstance(outcome, str):
             self.error = f"pixels {window.left},{window.top} to {window.right},{window.bottom}: {outcome}"
-        else:
-            try:
-                self.merge.add(window, outcome)
-            except EngineError as error:
-                self.error = str(error)
+            return
+        try:
+            self.merge.add(window, outcome)
+        except Exception as error:
+            self.error = one_line(error)
 
     def outcome(self) -> Outcome:
         """What came of the picture."""
-        return self.merge.result() if self.error is None else self.error
+        if self.error is None:
+            try:
+                return self.merge.result()
+            except Exception as error:
+                self.error = one_line(error)
+        return self.error
 
 
 Part = tuple[_Picture, Window] | str

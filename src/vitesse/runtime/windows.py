@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from PIL import Image
 from vitesse.errors import ConfigError
 from vitesse.runtime.sources import Pixels, Size, size_of
 
-MIN_TILE, MAX_OVERLAP = 16, 0.9
+MIN_TILE, OVERLAP, MAX_OVERLAP = 16, 0.2, 0.9
+MAX_WINDOWS = 100_000
+"""Of one picture: more of them is a mistake of thousands of times its own work."""
 
 
 class Window(NamedTuple):
@@ -69,7 +72,7 @@ class Tiling:
     """
 
     tile: Size
-    overlap: float = 0.2
+    overlap: float = OVERLAP
 
     def __post_init__(self) -> None:
         if min(self.tile) < MIN_TILE:
@@ -91,13 +94,21 @@ class Tiling:
         """As few windows as cover a picture of this size, spread evenly, row by row, each from the left.
 
         All are of one size: the tile's, or a shorter picture's. The last ones end with the picture.
+
+        Raises:
+            ConfigError: they would be more than `MAX_WINDOWS`.
         """
         height, width = (min(sides) for sides in zip(self.tile, size, strict=True))
-        starts = (_starts(*sides) for sides in zip(size, self.tile, self.shared, strict=True))
-        return tuple(Window(top, left, height, width) for top, left in itertools.product(*starts))
+        tops, lefts = (_starts(*sides) for sides in zip(size, self.tile, self.shared, strict=True))
+        if (count := len(tops) * len(lefts)) > MAX_WINDOWS:
+            raise ConfigError(
+                f"expected at most {MAX_WINDOWS} windows, {size[1]}x{size[0]} pixels would have {count}: "
+                "take a larger tile or a smaller overlap"
+            )
+        return tuple(Window(top, left, height, width) for top, left in itertools.product(tops, lefts))
 
 
-def _starts(side: int, tile: int, shared: int) -> list[int]:
+def _starts(side: int, tile: int, shared: int) -> Sequence[int]:
     """Where the windows along a side begin."""
     steps = math.ceil((side - tile) / (tile - shared))
     return [step * (side - tile) // steps for step in range(steps + 1)] if steps > 0 else [0]

@@ -106,7 +106,7 @@ def test_the_record_the_tables_and_the_picture_are_written(monkeypatch, tiny_art
     assert {row["stage"] for row in record["rows"]} == {"whole", "network"}
     assert all(len(t["samples_ms"]) == len(t["samples_processor_ms"]) == 2 for t in record["timings"])
     assert record["growth"].keys() == {dense.SEG, dense.SEGFORMER}
-    assert (tmp_path / "dense.md").read_text().count("bar met") == 2
+    assert (tmp_path / "dense.md").read_text().count("reaches the bar") == 2
     assert (tmp_path / "dense.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "dense.json") in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import tracemalloc
 
 import numpy as np
@@ -21,7 +22,7 @@ from vitesse.metrics.run import Showing
 from vitesse.results import Detection
 from vitesse.runtime.decode import TILED_LIMITS, ImageLimits
 from vitesse.runtime.imaging import place, preprocess
-from vitesse.runtime.merging import COARSE, PARTIAL, SAME, Sighting, merged
+from vitesse.runtime.merging import COARSE, PARTIAL, SAME, ObjectMerge, Sighting, merged
 from vitesse.runtime.postprocess import in_picture
 from vitesse.runtime.predictor import Predictor
 from vitesse.runtime.sliding import MapMerge, cell_size
@@ -517,3 +518,31 @@ def test_records_are_scored_as_what_an_engine_gives(tiny_artefact, encode, photo
         else:
             np.testing.assert_array_equal(by_records.confusion_KK, by_engine.confusion_KK)
             assert [one[:2] for one in by_records.worst] == [one[:2] for one in by_engine.worst]
+
+
+def test_overlap_without_tiles_means_nothing(tiny_artefact):
+    with pytest.raises(ConfigError, match="overlap: expected tile beside it"):
+        Predictor(artefact_for(tiny_artefact, "detect"), engine=SquareFinder(), overlap=0.3)
+
+
+def test_a_flood_of_windows_is_that_pictures_error(tiny_artefact):
+    predictor = Predictor(
+        artefact_for(tiny_artefact, "detect", 64), engine=SquareFinder(), tile=16, overlap=0.9
+    )
+    flood, small = np.zeros((700, 700, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    first, second = predictor.predict([flood, small])
+    assert first.error is not None
+    assert re.search(
+        r"at most 100000 windows, 700x700 pixels would have \d+: take a larger tile", first.error
+    )
+    assert second.error is None
+
+
+def test_whatever_goes_wrong_with_a_window_is_that_pictures_error(tiny_artefact, monkeypatch):
+    def full(self, window, outcome):
+        raise MemoryError
+
+    monkeypatch.setattr(ObjectMerge, "add", full)
+    large, small = np.zeros((90, 90, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    first, second = finder(tiny_artefact).predict([large, small])
+    assert (first.error, second.error) == ("MemoryError: ", None)

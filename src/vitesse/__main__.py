@@ -1,0 +1,5 @@
+"""`python -m vitesse`: the command."""
+
+from vitesse.cli import main
+
+main()
