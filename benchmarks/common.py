@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+import vitesse
+from vitesse.bench.measure import Timing
 from vitesse.files import write_atomically
 from vitesse.provenance import provenance
 
@@ -19,6 +21,8 @@ RECORDS = Path(__file__).parent / "records"
 DATA = Path(os.environ.get("VITESSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 IN_TIMM = {f"vit_{size}_patch16": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 """timm's names of our models, where they differ."""
+WEIGHTS = Path("checkpoints") / "last" / "model.safetensors"
+"""Of a run of `vitesse.train`."""
 
 
 def environment() -> dict[str, Any]:
@@ -69,3 +73,18 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Slope of log(value) over log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def trained(name: str, run: Path, recipe: str, overrides: Mapping[str, Any]) -> Path:
+    """The checkpoint of a model trained on CIFAR-100 in the folder `run`, made now or found finished."""
+    finished = run / "finished"
+    if not finished.is_file():
+        vitesse.train(DATA / "cifar100", model=name, out=run, recipe=recipe, overrides=overrides)
+        finished.touch()
+    return run / WEIGHTS
+
+
+def fastest(timings: Sequence[Timing], name: str, batch: int) -> Timing:
+    """Of a model's timings with a batch size, that on its fastest engine."""
+    mine = [t for t in timings if t.contender.model == name and t.batch_size == batch and not t.error]
+    return min(mine, key=lambda timing: timing.median_s)

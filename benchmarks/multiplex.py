@@ -20,12 +20,12 @@ ratio of MACs in whole groups; a single picture costs the shared layers of a who
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vitesse
-from common import DATA, RECORDS, write_record
+from common import DATA, RECORDS, WEIGHTS, fastest, trained, write_record
 from vitesse.bench import benchmark
 from vitesse.bench.measure import Timing
 from vitesse.catalogue import facts
@@ -45,7 +45,6 @@ ROWS = (
 GUIDED = "concatplexer_tiny_patch4_n2"
 RECIPE = "cifar100_multiplex"
 INITIAL = DATA / "deit_tiny_in1k_lnq_fp16.safetensors"
-WEIGHTS = Path("checkpoints") / "last" / "model.safetensors"
 SCORED, ENSEMBLED = 5000, 1000
 BASE = [
     "vit_base_patch16",
@@ -57,22 +56,15 @@ BASE_BATCHES, SMALL_BATCHES = (1, 8), (1, 16)
 
 def accuracy(runs: Path) -> list[dict[str, Any]]:
     """Train what is not trained yet, and score every row on the same test pictures."""
-    first = trained(PLAIN, runs / "plain", {"init": str(INITIAL)})
+    first = trained(PLAIN, runs / "plain", RECIPE, {"init": str(INITIAL)})
     start = {"init": str(first)}
-    found = [scored(name, name, trained(name, runs / name, start)) for name in ROWS]
+    found = [scored(name, name, trained(name, runs / name, RECIPE, start)) for name in ROWS]
     plain = runs / PLAIN / WEIGHTS
     found.append(scored(f"{MERGING}, not trained", MERGING, plain))
     guided = start | {"teacher": str(plain), "retrieval_epochs": 0.25, "retrieval": 0.1}
-    checkpoint = trained(GUIDED, runs / f"{GUIDED}-guided", guided)
+    checkpoint = trained(GUIDED, runs / f"{GUIDED}-guided", RECIPE, guided)
     found.append(scored(f"{GUIDED}, guided", GUIDED, checkpoint))
     return found
-
-
-def trained(name: str, run: Path, overrides: Mapping[str, Any]) -> Path:
-    """The checkpoint of a run, made now or found finished."""
-    if not (run / "metrics.jsonl").is_file():  # its one line is written at the end of the one epoch
-        vitesse.train(DATA / "cifar100", model=name, out=run, recipe=RECIPE, overrides=overrides)
-    return run / WEIGHTS
 
 
 def scored(label: str, name: str, checkpoint: Path) -> dict[str, Any]:
@@ -99,11 +91,6 @@ def speed(names: Sequence[str], batch_sizes: Sequence[int], rounds: int) -> list
         batch_sizes=batch_sizes,
         rounds=rounds,
     )
-
-
-def fastest(timings: Sequence[Timing], name: str, batch: int) -> Timing:
-    mine = [t for t in timings if t.contender.model == name and t.batch_size == batch and not t.error]
-    return min(mine, key=lambda timing: timing.median_s)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
