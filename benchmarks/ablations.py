@@ -4,7 +4,7 @@
     python benchmarks/ablations.py --runs runs/ablations --only speed
 
 Accuracy: CIFAR-100 at 64 px from scratch with the recipe `cifar100`, the same 15 000 pictures twice and the
-same seeds for every row, scored on the same 5000 test pictures; finished runs in `--runs` are kept. One run has
+same seeds for every row, scored on the same 5000 test pictures; finished runs in `--runs` are kept. A run has
 a standard error of 0.6 points from those pictures alone, and seeds differ by about as much: small differences
 mean nothing at this scale. The papers' changes are of ImageNet-1k, 100 or 300 epochs at 224 px, on larger
 siblings (M4 and S3).
