@@ -11,7 +11,7 @@ from typing import Any
 
 from vitesse.bench.contenders import chosen_engines, exported, folded, random_model, spec_and_accuracy
 from vitesse.bench.peers import PREFIX
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES
 from vitesse.errors import ConfigError, from_extra
 from vitesse.predictors import HUB_PREFIX, find_artefact
 from vitesse.runtime.artefact import Artefact, bundled_names, read_artefact
@@ -112,12 +112,13 @@ def _exported(module: Any, manifest: Manifest) -> Artefact:
 def _of_name(model: str, image_size: tuple[int, int] | None) -> Subject:
     """With random weights."""
     from vitesse.models.create import spec_for
+    from vitesse.models.registry import task_of_model
 
     if model.startswith(PREFIX):
         spec = spec_and_accuracy(model)[0]
     else:
         spec = spec_for(model)
-        _check_task(facts(spec.name).task, model)
+        _check_task(task_of_model(spec.name) or "classify", model)
     spec = spec if image_size is None else replace(spec, image_size=image_size)
     return Subject(
         spec=spec,

@@ -134,6 +134,8 @@ def _macs_of(manifest: Manifest) -> int | None:
         known = facts(manifest.model.name)
     except VitesseError:
         return None
+    if manifest.model.variant:
+        return None
     return known.macs if known.image_size == manifest.model.image_size else None
 
 

@@ -48,6 +48,11 @@ def gives_masks(name: str) -> bool:
     return name in _WITH_MASKS
 
 
+def task_of_model(name: str) -> Task | None:
+    """The task of a model by its name, None for what is not registered."""
+    return _TASKS.get(name)
+
+
 def registered_models(task: Task | None = "classify") -> tuple[str, ...]:
     """The names that have a builder, sorted: of one task, or of all."""
     return tuple(sorted(name for name, found in _TASKS.items() if task in (None, found)))

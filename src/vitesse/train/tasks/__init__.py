@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from vitesse import spec
 from vitesse.data.annotated import kind_of
 from vitesse.errors import ConfigError
-from vitesse.models import gives_masks, registered_models
+from vitesse.models import gives_masks
+from vitesse.models.registry import task_of_model
 from vitesse.train.tasks.classify import Classify
 from vitesse.train.tasks.contract import Loss, Task
 from vitesse.train.tasks.detect import STARTER, Detect
@@ -22,7 +22,7 @@ STARTERS = {
     "segment": "efficientvit_seg_b0_cityscapes",
 }
 """The model that is trained where none is named, by what the data is annotated for."""
-TASKS: dict[spec.Task, Task] = {"classify": Classify(), "detect": Detect(), "segment": Segment()}
+TASKS: dict[str, Task] = {"classify": Classify(), "detect": Detect(), "segment": Segment()}
 WITH_MASKS = Detect(masks=True)
 
 
@@ -42,8 +42,7 @@ def task_of(model: str) -> Task:
     Raises:
         ConfigError: models of its task are not trained.
     """
-    known = (name for name in get_args(spec.Task) if model in registered_models(name))
-    name = next(known, "classify")
+    name = task_of_model(model) or "classify"
     if name not in TASKS:
         raise ConfigError(f"{model}: expected a model to {' or '.join(TASKS)}, got one of the task {name}")
     return WITH_MASKS if gives_masks(model) else TASKS[name]
