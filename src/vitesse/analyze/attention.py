@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from vitesse.analyze.head_similarity import as_heads
 from vitesse.errors import ConfigError
@@ -26,8 +26,8 @@ Take = Callable[[str, NDArray[Any]], None]
 
 MAX_ENTRIES = 2**28
 """Of the attention maps of one block in a batch: 1 GiB."""
-_SOFTMAX = (torch.ops.aten.softmax, torch.ops.aten._softmax)
-_FUSED = torch.ops.aten.scaled_dot_product_attention
+_FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Arguments of `scaled_dot_product_attention` that may come without their names."""
 
 
 class WatchedModel:
@@ -80,26 +80,32 @@ class WatchedModel:
                 yield module.register_forward_hook(leave(name))
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchFunctionMode):
     """Attention weights of the modules that are being computed, the innermost last."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[list[Tensor]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func.overloadpacket in _SOFTMAX and output.ndim > 2 and args[1] % output.ndim == output.ndim - 1:
-            check_room(output.shape)
-            self.calls[-1].append(output)
-        elif func.overloadpacket is _FUSED:
-            query, key = args[:2]
-            check_room((*query.shape[:-1], key.shape[-2]))
-            unit_KK = torch.eye(key.shape[-2], dtype=key.dtype, device=key.device)
-            unit = unit_KK.expand(*key.shape[:-1], key.shape[-2])
-            self.calls[-1].append(func(query, key, unit, *args[3:], **kwargs))
+        if func.__name__ == "softmax" and output.ndim > 2:
+            dim = kwargs["dim"] if "dim" in kwargs else args[1]
+            if dim in (-1, output.ndim - 1):
+                check_room(output.shape)
+                self.calls[-1].append(output)
+        elif func is F.scaled_dot_product_attention:
+            self.calls[-1].append(_fused_maps(**dict(zip(_FUSED, args, strict=False)) | kwargs))
         return output
+
+
+def _fused_maps(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """The weights of `scaled_dot_product_attention`: what it gives for a unit matrix as values."""
+    keys = key.shape[-2]
+    check_room((*query.shape[:-1], keys))
+    unit_KK = torch.eye(keys, dtype=value.dtype, device=value.device)
+    return F.scaled_dot_product_attention(query, key, unit_KK.expand(*key.shape[:-1], keys), **options)
 
 
 def linear_attention_maps(module: MultiScaleLinearAttention, x_BCHW: Tensor) -> Tensor:

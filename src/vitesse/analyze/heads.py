@@ -166,7 +166,7 @@ def _check_heads(weighted: Weighted, tally: HeadTally) -> None:
         return
     if single := tally.single_headed:
         raise ConfigError(
-            f"{weighted.name}: expected several heads, each of its {len(single)} attention modules has a single one: "
+            f"{weighted.name}: expected attention of several heads, all its {len(single)} have one alone; "
             "there is nothing to compare"
         )
     raise ConfigError(

@@ -59,7 +59,7 @@ def draw(analyses: Sequence[HeadsAnalysis], path: Path) -> None:
     heights = [3.6, *(0.55 + 1.25 * count for count in rows)]
     figure = plt.figure(figsize=(max(9.0, 1.15 * columns + 1.2), sum(heights) + 0.4), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights)
-    _draw_curves(parts[0].subplots(1, 2, sharex=True), analyses)
+    _draw_curves(parts[0].subplots(1, 2, sharex=True, sharey=True), analyses)
     for part, analysis, count, colour in zip(parts[1:], analyses, rows, _colours(analyses), strict=True):
         _draw_maps(part, analysis, count, columns, colour)
     parts[-1].supxlabel(
@@ -80,7 +80,7 @@ def _draw_curves(axes: Any, analyses: Sequence[HeadsAnalysis]) -> None:
     """A line for each model's blocks, a dot for each head: similarity, and correlation."""
     for axis, title, what in (
         (axes[0], "similarity to the nearest other head", "similarity"),
-        (axes[1], "correlation: the same without what attention to everything gives", "correlation"),
+        (axes[1], "correlation with the nearest other head (even attention taken out)", "correlation"),
     ):
         for analysis, colour in zip(analyses, _colours(analyses), strict=True):
             heads = [getattr(block, f"max_{what}_A") for block in analysis.blocks]

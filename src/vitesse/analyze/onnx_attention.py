@@ -16,8 +16,8 @@ from vitesse.export.onnx import as_proto
 from vitesse.runtime.artefact import Artefact
 from vitesse.runtime.engines import OnnxRuntimeEngine, onnxruntime_session, usable_cpus
 
-_OF_ONE_HEAD = re.compile(r"\.\w+\.\d+$")
-"""What distinguishes the parts of a module's heads, such as `.query_convs.1`."""
+_OF_ONE_HEAD = re.compile(r"\.\w+\.\d+(\.[a-z_]\w*)?$")
+"""What distinguishes the parts of a module's heads, such as `.query_convs.1.conv`."""
 
 
 class WatchedArtefact:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vitesse.analyze.subject import check_task
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, facts, resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts, resolve
 from vitesse.errors import ConfigError, WeightsError, from_extra
 from vitesse.predictors import HUB_PREFIX, find_artefact
 from vitesse.runtime.artefact import Artefact, bundled_names
@@ -57,6 +58,8 @@ def find_weighted(models: Sequence[str], arch: str | None = None) -> list[Weight
         raise ConfigError(f"--arch: expected a checkpoint ({CHECKPOINT_SUFFIX}), got {', '.join(models)}")
     found = []
     for model in models:
+        if Path(model).suffix in PICKLE_SUFFIXES:
+            raise ConfigError(f"{model}: expected .onnx or .safetensors; run `vitesse convert` first")
         if model in checkpoints:
             weighted = _of_checkpoint(model, arch, len(models) == 1)
         elif model.endswith(ARTEFACT_SUFFIX) or model.startswith(HUB_PREFIX) or model in bundled_names():
