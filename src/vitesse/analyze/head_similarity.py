@@ -130,7 +130,12 @@ class BlockHeads:
     @property
     def mean_similarity(self) -> float:
         """Mean over pairs of different heads: unlike a maximum it does not grow with their number."""
-        return float(self.similarity_AA[~np.eye(self.heads, dtype=bool)].mean())
+        return _mean_of_pairs(self.similarity_AA)
+
+    @property
+    def mean_correlation(self) -> float:
+        """The same of correlations: about 0 where heads have nothing in common."""
+        return _mean_of_pairs(self.correlation_AA)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -143,11 +148,16 @@ class BlockHeads:
             "redundancy": round(self.redundancy, 4),
             "correlation": round(self.correlation, 4),
             "mean_similarity": round(self.mean_similarity, 4),
+            "mean_correlation": round(self.mean_correlation, 4),
             "max_similarity": self.max_similarity_A.round(4).tolist(),
             "max_correlation": self.max_correlation_A.round(4).tolist(),
             "similarity": self.similarity_AA.round(4).tolist(),
             "correlations": self.correlation_AA.round(4).tolist(),
         }
+
+
+def _mean_of_pairs(likeness_AA: Array) -> float:
+    return float(likeness_AA[~np.eye(len(likeness_AA), dtype=bool)].mean())
 
 
 class HeadTally:

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from vitesse.analyze.heads import HeadsAnalysis
+from vitesse.analyze.weighted import RANDOM
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX
 from vitesse.errors import require
 from vitesse.files import atomic_path
 
 COLOURS = ("#a83a2a", "#0b7a75", "#c98a1b", "#4a5a9c", "#7a3b8f", "#5c6b3a")
+SUFFIXES = (ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX)
+PAIRS = ("similarity of all pairs", "correlation of all pairs")
 COLUMNS = 12
 """Heat maps side by side."""
 LABELLED_HEADS = 4
@@ -32,14 +36,14 @@ def _table(analysis: HeadsAnalysis) -> str:
         f"at {height}x{width}",
         "",
     ]
-    rows = [["block", "module", "heads", "map", "redundancy", "correlation", "mean of pairs"]]
-    rows.append(["---:", "---", "---:", "---:", "---:", "---:", "---:"])
+    rows = [["block", "module", "heads", "map", "redundancy", "correlation", *PAIRS]]
+    rows.append(["---:", "---", *(["---:"] * 6)])
     for number, block in enumerate(analysis.blocks, 1):
-        figures = (block.redundancy, block.correlation, block.mean_similarity)
+        figures = (block.redundancy, block.correlation, block.mean_similarity, block.mean_correlation)
         sides = f"{block.queries}x{block.keys}"
         rows.append([str(number), block.module, str(block.heads), sides, *(f"{x:.3f}" for x in figures)])
     heads = str(sum(block.heads for block in analysis.blocks))
-    means = (f"**{analysis.redundancy:.3f}**", f"{analysis.correlation:.3f}", "")
+    means = (f"**{analysis.redundancy:.3f}**", f"{analysis.correlation:.3f}", "", "")
     rows.append(["all", "", heads, "", *means])
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if remarks := analysis.remarks():
@@ -60,8 +64,9 @@ def draw(analyses: Sequence[HeadsAnalysis], path: Path) -> None:
     figure = plt.figure(figsize=(max(9.0, 1.15 * columns + 1.2), sum(heights) + 0.4), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     _draw_curves(parts[0].subplots(1, 2, sharex=True, sharey=True), analyses)
-    for part, analysis, count, colour in zip(parts[1:], analyses, rows, _colours(analyses), strict=True):
-        _draw_maps(part, analysis, count, columns, colour)
+    for index, (part, analysis) in enumerate(zip(parts[1:], analyses, strict=True)):
+        part.suptitle(labels(analyses)[index], fontsize=10, color=_colour(index))
+        _draw_maps(part.subplots(rows[index], columns, squeeze=False).ravel(), analysis)
     parts[-1].supxlabel(
         "heads by heads: above the diagonal similarity, below it correlation; dark is alike", fontsize=9
     )
@@ -72,8 +77,22 @@ def draw(analyses: Sequence[HeadsAnalysis], path: Path) -> None:
     plt.close(figure)
 
 
-def _colours(analyses: Sequence[HeadsAnalysis]) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(len(analyses))]
+def labels(analyses: Sequence[HeadsAnalysis]) -> list[str]:
+    """Short names: a file's without folders, or where they are alike what distinguishes the paths."""
+    paths = [Path(analysis.model) for analysis in analyses]
+    short = [path.stem if path.suffix in SUFFIXES else str(path) for path in paths]
+    if len(set(short)) < len(short):
+        shared = set.intersection(*(set(path.parts) for path in paths))
+        own = ["/".join(part for part in path.parts if part not in shared) for path in paths]
+        short = [mine or name for mine, name in zip(own, short, strict=True)]
+    return [
+        f"{name} (random weights)" if analysis.weights == RANDOM else name
+        for name, analysis in zip(short, analyses, strict=True)
+    ]
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
 def _draw_curves(axes: Any, analyses: Sequence[HeadsAnalysis]) -> None:
@@ -82,14 +101,15 @@ def _draw_curves(axes: Any, analyses: Sequence[HeadsAnalysis]) -> None:
         (axes[0], "similarity to the nearest other head", "similarity"),
         (axes[1], "correlation with the nearest other head (even attention taken out)", "correlation"),
     ):
-        for analysis, colour in zip(analyses, _colours(analyses), strict=True):
+        for index, (analysis, label) in enumerate(zip(analyses, labels(analyses), strict=True)):
+            colour = _colour(index)
             heads = [getattr(block, f"max_{what}_A") for block in analysis.blocks]
             numbers = range(1, len(heads) + 1)
             axis.plot(numbers, [block.mean() for block in heads], "-", color=colour, lw=1.8)
             for number, block in zip(numbers, heads, strict=True):
                 axis.plot([number] * len(block), block, "o", color=colour, ms=3.5, alpha=0.45, mew=0)
             overall = analysis.redundancy if what == "similarity" else analysis.correlation
-            axis.plot([], [], "-o", color=colour, ms=4, label=f"{_short(analysis)}: {overall:.2f}")
+            axis.plot([], [], "-o", color=colour, ms=4, label=f"{label}: {overall:.2f}")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("block, from the picture to the answer")
         axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.02)
@@ -100,15 +120,8 @@ def _draw_curves(axes: Any, analyses: Sequence[HeadsAnalysis]) -> None:
     axes[0].set_ylabel("line: mean over heads, dots: heads")
 
 
-def _short(analysis: HeadsAnalysis) -> str:
-    name = Path(analysis.model).stem if analysis.weights == "file" else analysis.model
-    return f"{name} (random weights)" if analysis.weights == "random" else name
-
-
-def _draw_maps(part: Any, analysis: HeadsAnalysis, rows: int, columns: int, colour: str) -> None:
+def _draw_maps(axes: Any, analysis: HeadsAnalysis) -> None:
     """Of every block its heads by heads: similarity above the diagonal, correlation below it."""
-    part.suptitle(_short(analysis), fontsize=10, color=colour)
-    axes = part.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(analysis.blocks) :]:
         axis.set_axis_off()
     for number, (axis, block) in enumerate(zip(axes, analysis.blocks, strict=False), 1):

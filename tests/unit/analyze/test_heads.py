@@ -21,6 +21,7 @@ from vitesse.analyze import attention, head_similarity
 from vitesse.analyze.attention import WatchedModel
 from vitesse.analyze.head_similarity import HeadTally, as_heads, head_correlation, most_alike
 from vitesse.analyze.head_similarity import head_similarity as similarity_of
+from vitesse.analyze.heads_report import labels
 from vitesse.analyze.onnx_attention import WatchedArtefact
 from vitesse.bench.contenders import random_manifest
 from vitesse.errors import ConfigError, WeightsError
@@ -119,6 +120,9 @@ def test_pictures_count_alike_however_they_come(at_once: int, monkeypatch: pytes
     assert block.redundancy == pytest.approx(nearest.mean())
     pairs = [similarity[:, i, j].mean() for i in range(3) for j in range(3) if i != j]
     assert block.mean_similarity == pytest.approx(np.mean(pairs))
+    correlation = head_correlation(maps)
+    pairs = [correlation[:, i, j].mean() for i in range(3) for j in range(3) if i != j]
+    assert block.mean_correlation == pytest.approx(np.mean(pairs))
     record = block.record()
     assert record["redundancy"] == round(nearest.mean(), 4)
     assert np.shape(record["similarity"]) == np.shape(record["correlations"]) == (3, 3)
@@ -282,6 +286,19 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(
     with pytest.raises(ConfigError):
         watched(model, picture(17))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_models_have_short_names_that_differ() -> None:
+    def named(*models: str) -> list[str]:
+        return labels([SimpleNamespace(model=model, weights="file") for model in models])
+
+    assert named("a/b/plain.safetensors", "mine.onnx") == ["plain", "mine"]
+    assert named("efficientvit_m5.r224_in1k", "timm:a") == ["efficientvit_m5.r224_in1k", "timm:a"]
+    runs = [f"runs/{name}/checkpoints/best/model.safetensors" for name in ("plain", "split")]
+    assert named(*runs) == ["plain", "split"]
+    assert named(runs[0], runs[0]) == ["model", "model"]
+    random = SimpleNamespace(model="efficientvit_m0", weights="random")
+    assert labels([random]) == ["efficientvit_m0 (random weights)"]
 
 
 def test_a_softmax_that_is_no_attention_is_none() -> None:
