@@ -3,7 +3,7 @@
     python benchmarks/runtime_shares.py
 
 EfficientViT's first finding (arXiv 2305.07027, section 2.1 and figure 2), repeated on today's engines as
-`vitesse analyze runtime` does it: Swin-T and DeiT-T of timm beside EfficientViT-M5 and SHViT-S4, 224 px, fp32,
+`vitesse analyze runtime` does it: Swin-T and DeiT-T of timm, EfficientViT-M5 and SHViT-S4, 224 px, fp32,
 one thread, batches of 16 as the paper times them. Shares are of the time inside operators; every operator has
 the median of its runs.
 """

@@ -32,6 +32,7 @@ FLAGS = {
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
     "--threads",
     "analyze runtime": "--arch --batch-size --engine --image-size --json --out --rounds --threads",
+    "analyze heads": "--arch --batch-size --data --json --limit --out --split",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

@@ -78,7 +78,7 @@ def _of_artefact(artefact: Artefact, image_size: tuple[int, int] | None) -> Subj
     if image_size is not None:
         artefact = artefact.at_size(image_size)
     manifest = artefact.manifest
-    _check_task(manifest.task, str(artefact.path))
+    check_task(manifest.task, str(artefact.path))
     return Subject(spec=manifest.model, precision=manifest.precision, artefact=lambda: artefact, module=None)
 
 
@@ -88,7 +88,7 @@ def _of_checkpoint(model: str, image_size: tuple[int, int] | None, arch: str | N
     from vitesse.models.loading import load_torch
 
     module, manifest = load_torch(model, arch)
-    _check_task(manifest.task, model)
+    check_task(manifest.task, model)
     if image_size not in (None, manifest.model.image_size):
         raise ConfigError(f"--image-size: {model} is of one size; `vitesse convert` changes it")
     folded = fold(module) if isinstance(module, VisionModel) else module.eval()
@@ -118,7 +118,7 @@ def _of_name(model: str, image_size: tuple[int, int] | None) -> Subject:
         spec = spec_and_accuracy(model)[0]
     else:
         spec = spec_for(model)
-        _check_task(task_of_model(spec.name) or "classify", model)
+        check_task(task_of_model(spec.name) or "classify", model)
     spec = spec if image_size is None else replace(spec, image_size=image_size)
     return Subject(
         spec=spec,
@@ -128,7 +128,12 @@ def _of_name(model: str, image_size: tuple[int, int] | None) -> Subject:
     )
 
 
-def _check_task(task: str, model: str) -> None:
+def check_task(task: str, model: str) -> None:
+    """Refuse what pictures alone are not enough for.
+
+    Raises:
+        ConfigError: a model for promptable masks.
+    """
     if task == "promptable":
         raise ConfigError(
             f"{model}: expected a model from pictures to labels, boxes or maps, got one for prompts"

@@ -103,10 +103,10 @@ def read_class_folders(root: Path) -> FileSource:
     labels: list[int] = []
     folders = subfolders(root)
     for label, folder in enumerate(folders):
-        pictures = sorted(filter(_is_picture, folder.rglob("*")))
+        pictures = sorted(filter(is_picture, folder.rglob("*")))
         files += [folder.name + str(picture)[len(str(folder)) :] for picture in pictures]
         labels += [label] * len(pictures)
-    loose = sum(map(_is_picture, root.iterdir()))
+    loose = sum(map(is_picture, root.iterdir()))
     if not files:
         raise DataError(
             f"{root}: holds {loose} pictures in no class folder; expected {root.name}/CLASS/PICTURE, "
@@ -170,7 +170,8 @@ def read_index_list(root: Path) -> FileSource:
     return FileSource(root / "images", files, labels.tolist(), class_names)
 
 
-def _is_picture(file: Path) -> bool:
+def is_picture(file: Path) -> bool:
+    """Whether a file's name says that it is a picture; hidden ones are none."""
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 

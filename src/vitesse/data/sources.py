@@ -11,6 +11,7 @@ from vitesse.data.contract import ALIASES, Source, is_url, leading_word, of_spli
 from vitesse.data.files import (
     LIST_SUFFIXES,
     FileSource,
+    is_picture,
     read_class_folders,
     read_index_list,
     read_list,
@@ -33,6 +34,7 @@ __all__ = [
     "Subset",
     "TarSource",
     "hold_out",
+    "open_pictures",
     "open_source",
     "take",
     "unseen",
@@ -74,6 +76,19 @@ def open_source(path: str | Path | Any, split: str | None = None) -> Source:
     if _braces(place) != [place] or glob.has_magic(place):
         return _open_pattern(place, split)
     raise DataError(f"{place}: no such file or folder")
+
+
+def open_pictures(path: str | Path | Any, split: str | None = None) -> Source:
+    """As `open_source`, for work that needs no labels: also a folder with nothing but pictures right in it.
+
+    Raises:
+        DataError, MissingExtraError: see `open_source`.
+    """
+    if isinstance(path, str | Path) and Path(path).is_dir() and not subfolders(Path(path)):
+        files = [entry.name for entry in sorted(Path(path).iterdir()) if is_picture(entry)]
+        if files:
+            return FileSource(Path(path), files, [0] * len(files), ["picture"])
+    return open_source(path, split)
 
 
 def _as_written(place: str) -> str:

@@ -39,6 +39,7 @@ class Showing:
         workers: threads that decode.
         mux_width: pictures that share a pass.
         mates: every number leaves each picture in its slot and draws the others of its group anew.
+        purpose: what progress is called.
     """
 
     preprocess: PreprocessSpec
@@ -46,6 +47,7 @@ class Showing:
     workers: int = 2
     mux_width: int = 1
     mates: int = 0
+    purpose: str = "evaluate"
 
 
 def score(engine: Engine, source: Source, showing: Showing) -> Scores:
@@ -115,7 +117,7 @@ def shown(
             return [(index, pool.submit(load, index)) for index in indices]
 
         decoding = start(0)
-        for first in track(range(0, len(source), size), "evaluate", -(-len(source) // size)):
+        for first in track(range(0, len(source), size), showing.purpose, -(-len(source) // size)):
             decoded, decoding = decoding, start(first + size)
             loaded = [(index, future.result()) for index, future in decoded]
             readable = [(index, *item) for index, item in loaded if item is not None]

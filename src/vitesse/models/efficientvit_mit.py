@@ -156,12 +156,15 @@ class MultiScaleLinearAttention(nn.Module):
         self.proj = ConvNorm(dim * (1 + len(config.scales)), dim, norm_eps=config.norm_eps)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        qkv = self.qkv(x_BCHW)
-        scales = torch.cat([qkv, *(aggregate(qkv) for aggregate in self.aggregate)], dim=1)
-        heads = torch.unflatten(scales.flatten(2), 1, (-1, 3 * self.head_dim))
-        out_BADN = relu_linear_attention(*heads.chunk(3, dim=2))
+        out_BADN = relu_linear_attention(*self.heads(x_BCHW))
         projected_BCHW: Tensor = self.proj(torch.unflatten(out_BADN.flatten(1, 2), 2, x_BCHW.shape[2:]))
         return projected_BCHW
+
+    def heads(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of the heads of all scales: (B, A, D, N) each."""
+        qkv = self.qkv(x_BCHW)
+        scales = torch.cat([qkv, *(aggregate(qkv) for aggregate in self.aggregate)], dim=1)
+        return torch.unflatten(scales.flatten(2), 1, (-1, 3 * self.head_dim)).chunk(3, dim=2)
 
 
 class DSConv(nn.Sequential):

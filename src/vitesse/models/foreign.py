@@ -85,7 +85,7 @@ def timm_weights(name: str) -> tuple[str, int]:
 
 
 def timm_preprocess(name: str) -> PreprocessSpec:
-    """Size and normalisation of the pictures for which a timm model's published weights were made.
+    """Size, crop and normalisation of the pictures for which a timm model's published weights were made.
 
     Raises:
         UnknownModelError: timm has no such model.
@@ -94,7 +94,13 @@ def timm_preprocess(name: str) -> PreprocessSpec:
     timm = require("timm", "train")
     config = timm.get_pretrained_cfg(_known_name(timm, name))
     _, height, width = config.input_size
-    return PreprocessSpec(image_size=(height, width), mean=tuple(config.mean), std=tuple(config.std))
+    return PreprocessSpec(
+        image_size=(height, width),
+        crop_pct=config.crop_pct,
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
 
 
 def _known_name(timm: Any, name: str) -> str:

@@ -12,6 +12,7 @@ from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
 from vitesse.models.create import create_model
+from vitesse.models.foreign import is_timm, timm_preprocess
 from vitesse.models.promptable import PromptableModel
 from vitesse.models.release import release_metadata
 from vitesse.spec import Manifest, ModelSpec, PreprocessSpec, Resize, from_mapping
@@ -41,7 +42,7 @@ def load_torch(model: str | Path, arch: str | None = None) -> tuple[VisionModel 
 
 def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -> Manifest:
     """`manifest_for` with what a model knows by itself. Without preprocessing, what is dense sees it all, of
-    ADE20K's pictures as its authors do: at a shorter side of the model's."""
+    ADE20K's pictures as its authors do: at a shorter side of the model's; timm's models have timm's."""
     manifest = manifest_for(module.spec, metadata)
     own: dict[str, Any] = {
         "task": getattr(module, "task", "classify"),
@@ -52,6 +53,9 @@ def _manifest_of(module: VisionModel | TimmModel, metadata: Mapping[str, Any]) -
     elif own["task"] != "classify" and not metadata.get("preprocess"):
         resize: Resize = "short" if facts(module.spec.name).dataset == "ADE20K" else "fit"
         own["preprocess"] = dataclasses.replace(manifest.preprocess, resize=resize)
+    elif is_timm(module.spec.name) and not metadata.get("preprocess"):
+        preprocess = timm_preprocess(module.spec.name)
+        own["preprocess"] = dataclasses.replace(preprocess, image_size=module.spec.image_size)
     return dataclasses.replace(manifest, **own)
 
 

@@ -32,6 +32,16 @@ def fetch_pretrained(name: str) -> Path:
     return fetch(weights.hub_id, weights.file)
 
 
+def is_cached(hub_id: str, file_name: str = FILE_NAME) -> bool:
+    """Whether `fetch` finds a file of a hub repository in the cache.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = require("huggingface_hub", "torch")
+    return isinstance(hub.try_to_load_from_cache(hub_id, file_name), str)
+
+
 def fetch(hub_id: str, file_name: str = FILE_NAME) -> Path:
     """A file of a hub repository, downloaded unless cached; the cache never holds part of it.
 
