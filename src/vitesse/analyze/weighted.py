@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitesse.analyze.subject import check_task
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts, resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
 from vitesse.errors import ConfigError, WeightsError, from_extra
 from vitesse.predictors import HUB_PREFIX, find_artefact
 from vitesse.runtime.artefact import Artefact, bundled_names
@@ -89,6 +89,8 @@ def _of_name(model: str) -> Weighted:
         from vitesse.models.create import create_model, spec_for
         from vitesse.models.foreign import is_timm, timm_preprocess
         from vitesse.models.loading import load_torch
+        from vitesse.models.registry import task_of_model
+        from vitesse.models.variants import SPEC_SUFFIX
 
     if is_timm(model):
         preprocess = timm_preprocess(model)
@@ -99,9 +101,10 @@ def _of_name(model: str) -> Weighted:
             return Weighted(name=model, weights="published", manifest=manifest, module=module)
     else:
         spec = spec_for(model)
-        manifest = random_manifest(spec, {}, facts(spec.name).task)
+        manifest = random_manifest(spec, {}, task_of_model(spec.name) or "classify")
         check_task(manifest.task, model)
-        if "." in model or _is_cached(model):
+        unchanged = not spec.variant and not model.endswith(SPEC_SUFFIX)
+        if unchanged and ("." in model or _is_cached(model)):
             module, manifest = load_torch(model)
             return Weighted(name=model, weights="published", manifest=manifest, module=module)
     return Weighted(name=model, weights=RANDOM, manifest=manifest, module=random_model(spec))
