@@ -1,0 +1,1 @@
+"""Which architecture is most accurate within a latency, on this machine and these pictures?"""
