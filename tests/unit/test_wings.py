@@ -25,7 +25,7 @@ LEVELS = (
     {"evaluate", "publish"},
     {"ship"},
     {"bench"},
-    {"analyze", "serve"},
+    {"analyze", "search", "serve"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

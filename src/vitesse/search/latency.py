@@ -77,8 +77,17 @@ class Meter:
     def _samples(self, timing: Timing) -> tuple[float, ...]:
         return timing.processor_s if self.threads == 1 else timing.samples_s
 
+    @functools.cached_property
+    def _reference_runner(self) -> Runner:
+        return self._runner(self.reference)
+
+    def _runner(self, spec: ModelSpec) -> Runner:
+        return _runner(spec, self.engine, self.threads, self.batch_size)
+
     def _contender(self, spec: ModelSpec) -> Contender:
-        start = functools.partial(_runner, spec, self.engine, self.threads, self.batch_size)
+        def start() -> Runner:
+            return self._reference_runner if spec == self.reference else self._runner(spec)
+
         return Contender(
             model=spec.name, engine=self.engine, precision="fp32", image_size=spec.image_size, start=start
         )
