@@ -32,8 +32,8 @@ FLAGS = {
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
     "--threads",
     "analyze runtime": "--arch --batch-size --engine --image-size --json --out --rounds --threads",
-    "search": "--batch-size --confirm --data --device --engine --family --floor --image-size --json --max-latency "
-    "--max-macs --out --recipe --samples --seed --threads --trials",
+    "search": "--batch-size --confirm --data --device --engine --family --floor --image-size --json "
+    "--max-latency --max-macs --out --recipe --samples --seed --threads --trials",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

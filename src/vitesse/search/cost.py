@@ -56,8 +56,9 @@ def _cost(name: str, size: tuple[int, int], classes: int, variant: tuple[Any, ..
             replace_modules(model, kind, lambda _: nn.Identity())
         with _Counting() as counting:
             model(torch.empty(batch, spec.in_chans, *size))
-    counting.cost.weights = sum(parameter.numel() for parameter in model.parameters())
-    return counting.cost
+    cost: Cost = counting.cost
+    cost.weights = sum(parameter.numel() for parameter in model.parameters())
+    return cost
 
 
 def cost_of(spec: ModelSpec, batch_size: int = 1) -> Cost:
@@ -65,11 +66,11 @@ def cost_of(spec: ModelSpec, batch_size: int = 1) -> Cost:
     return _cost(spec.name, spec.image_size, spec.num_classes, tuple(spec.variant.items()), batch_size)
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, operators are counted instead of only run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cost = Cost()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitesse.bench.contenders import folded, random_manifest, random_model, started
 from vitesse.bench.measure import Contender, Runner, Timing, time_interleaved
-from vitesse.errors import ConfigError, from_extra
+from vitesse.errors import ConfigError, from_extra, require
 from vitesse.search.cost import Cost, cost_of
 from vitesse.spec import ModelSpec
 
@@ -159,7 +159,7 @@ class Predictor:
         Raises:
             ConfigError: fewer than `FEWEST` measurements.
         """
-        from scipy.optimize import nnls
+        nnls = require("scipy.optimize", "search").nnls
 
         if len(ratios) < FEWEST:
             raise ConfigError(f"--samples: expected at least {FEWEST} models to fit on, got {len(ratios)}")

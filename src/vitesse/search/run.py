@@ -179,8 +179,8 @@ class Search:
         assert bound is not None
         if fastest.ratio > bound:
             raise ConfigError(
-                f"--max-latency: the fastest candidate takes {_ms(fastest.ratio * reference_s)} here, expected "
-                f"at least that, got {self.settings.max_latency}"
+                f"--max-latency: the fastest candidate takes {_ms(fastest.ratio * reference_s)} here, "
+                f"expected at least that, got {self.settings.max_latency}"
             )
         return bound
 

@@ -102,8 +102,8 @@ class EfficientViTSpace(Space):
         depths, num_heads, head_widths: of each stage: blocks, heads, channels of a head.
         key_dims: width of the queries and keys of a head.
         kernels: of the convolutions on queries, a digit a head.
-        windows: side in positions; 0 is what fits the image size. Those that do not fit into the first stage's
-            map are left out, for they change nothing.
+        windows: side in positions; 0 is what fits the image size. Those that the first stage's map does
+            not exceed are left out, for they change nothing.
     """
 
     family: ClassVar[str] = "efficientvit_m"

@@ -126,8 +126,8 @@ class Journal:
         if differ:
             key = differ[0]
             raise ConfigError(
-                f"{folder} holds a search with {key} {known.get(key)}, now {settings[key]} is asked for; take "
-                "another --out"
+                f"{folder} holds a search with {key} {known.get(key)}, now {settings[key]} is asked for; "
+                "take another --out"
             )
 
     def _frozen(self, number: int) -> FrozenTrial:

@@ -180,7 +180,9 @@ class Trainer:
         )
 
     def fit(self, enough: Callable[[int, Figures], bool] | None = None) -> TrainResult:
-        """Train to the recipe's last epoch, from the last checkpoint where there is one; `enough`: see `train`.
+        """Train to the recipe's last epoch, from the last checkpoint where there is one.
+
+        `enough` may end it before, see `train`.
 
         Raises:
             StoppedError: a signal came, and the run is saved.
