@@ -33,6 +33,8 @@ FLAGS = {
     "--threads",
     "analyze runtime": "--arch --batch-size --engine --image-size --json --out --rounds --threads",
     "analyze heads": "--arch --batch-size --data --json --limit --out --split",
+    "search": "--batch-size --confirm --data --device --engine --family --floor --image-size --json "
+    "--max-latency --max-macs --out --recipe --samples --seed --threads --trials",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

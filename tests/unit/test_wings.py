@@ -25,7 +25,7 @@ LEVELS = (
     {"evaluate", "publish"},
     {"ship"},
     {"bench"},
-    {"analyze", "serve"},
+    {"analyze", "search", "serve"},
     {"cli"},
     {"__main__"},
 )

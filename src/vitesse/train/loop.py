@@ -9,7 +9,7 @@ Shape suffixes: N pictures of the source, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ def train(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     strict: bool = False,
     stop_file: str | Path | None = None,
+    enough: Callable[[int, Figures], bool] | None = None,
 ) -> TrainResult:
     """Train or fine-tune a model for its task; goes on by itself where `out` holds an unfinished run.
 
@@ -89,6 +90,8 @@ def train(
         strict: decode every picture before training, and refuse data of which one cannot be read.
         stop_file: once there is such a file, the run stops as by the signal that it names; for training in a
             thread, which signals do not reach.
+        enough: asked after each epoch that was evaluated, with the number of epochs done and their scores:
+            whether the run may end there.
 
     Raises:
         StoppedError: SIGTERM, SIGINT or `stop_file` came; the run is saved and the same call goes on with it.
@@ -121,7 +124,7 @@ def train(
             trainer.check_pictures(strict)
         except StopRequestedError as error:
             raise StoppedError(f"stopped by {error} before the first step; nothing was lost") from error
-        return trainer.fit()
+        return trainer.fit(enough)
 
 
 class Trainer:
@@ -176,8 +179,10 @@ class Trainer:
             recipe.workers,
         )
 
-    def fit(self) -> TrainResult:
+    def fit(self, enough: Callable[[int, Figures], bool] | None = None) -> TrainResult:
         """Train to the recipe's last epoch, from the last checkpoint where there is one.
+
+        `enough` may end it before, see `train`.
 
         Raises:
             StoppedError: a signal came, and the run is saved.
@@ -189,6 +194,8 @@ class Trainer:
             while self.progress.epochs < self.recipe.epochs:
                 self._train_epoch(self.progress.epochs)
                 found = self._close_epoch()
+                if enough and found and enough(self.progress.epochs, found.scores(self.facts.val_source)):
+                    break
             if found is None:
                 found = self._validate(self._model_to_keep())
             self._report("finished", found)

@@ -36,7 +36,7 @@ def load_recipe(
     """
     values = _read_yaml(name)
     values = _for_model(values, values.pop(MODELS, {}), model, name)
-    changes = overrides if isinstance(overrides, Mapping) else _parse_overrides(overrides)
+    changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     return recipe_from(values | dict(changes))
 
 
@@ -87,7 +87,12 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
     return values
 
 
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping; values as YAML reads them.
+
+    Raises:
+        ConfigError: a text without `=`, or a value that is no YAML.
+    """
     yaml = require("yaml", "train")
     values: dict[str, Any] = {}
     for text in overrides:

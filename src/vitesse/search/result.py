@@ -1,0 +1,166 @@
+"""What a search found: the front, and whether the best of it beats the hand-made models."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitesse.bench.report import pareto_front
+from vitesse.search.latency import Errors
+from vitesse.search.trials import Trial
+from vitesse.spec import to_mapping
+
+FINALISTS = 4
+"""So many of the most accurate candidates are timed once more beside the best hand-made model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The most accurate candidate that is no slower than the most accurate hand-made model, and that model.
+
+    Attributes:
+        challenger, baseline: their trials; None where there is none.
+        latency: the challenger's over the baseline's, from the same rounds.
+        top1, baseline_top1: means over `seeds` trainings; of the search's own where there are no others.
+        seeds: trainings of each with seeds that the search did not choose by.
+    """
+
+    challenger: int | None
+    baseline: int | None
+    baseline_name: str = ""
+    latency: float | None = None
+    top1: float | None = None
+    baseline_top1: float | None = None
+    seeds: int = 0
+
+    @property
+    def gain(self) -> float | None:
+        """Accuracy of the challenger less that of the baseline."""
+        if self.top1 is None or self.baseline_top1 is None:
+            return None
+        return self.top1 - self.baseline_top1
+
+    def explain(self) -> str:
+        """The last line of a search."""
+        if self.baseline is None:
+            return "no hand-made model is within the latency, so there is none to compare with"
+        if self.gain is None:
+            return f"falls short: no candidate that was trained is as fast as {self.baseline_name}"
+        assert self.top1 is not None
+        assert self.baseline_top1 is not None
+        how = f"beats {self.baseline_name} by" if self.gain > 0 else f"falls short of {self.baseline_name} by"
+        seeds = f"means of {self.seeds} seeds that it was not chosen by" if self.seeds else "one seed each"
+        return (
+            f"trial {self.challenger} {how} {abs(100 * self.gain):.2f} points of top-1 at {self.latency:.2f} "
+            f"of its latency: {self.top1:.2%} against {self.baseline_top1:.2%}, {seeds}"
+        )
+
+
+def trained(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that were trained to the end."""
+    return [trial for trial in trials if trial.state == "trained"]
+
+
+def front_of(trials: Sequence[Trial]) -> list[int]:
+    """Trials that no other beats in both, latency and accuracy, the fastest first."""
+    done = trained(trials)
+    points = [(trial.measured or 0.0, trial.top1 or 0.0) for trial in done]
+    return [done[index].number for index in pareto_front(points)]
+
+
+def finalists(trials: Sequence[Trial]) -> list[Trial]:
+    """The most accurate hand-made model, and the `FINALISTS` most accurate others."""
+    ranked = sorted(trained(trials), key=lambda trial: -(trial.top1 or 0.0))
+    hand_made = [trial for trial in ranked if trial.hand_made]
+    return [*hand_made[:1], *[trial for trial in ranked if not trial.hand_made][:FINALISTS]]
+
+
+def judged(
+    trials: Sequence[Trial], latencies: Mapping[int, float], seeds: Mapping[int, Sequence[float]]
+) -> Verdict:
+    """The verdict on trials.
+
+    Args:
+        latencies: ratios from the same rounds, by trial: of the finalists.
+        seeds: accuracies with further seeds, by trial; counted where both have as many.
+    """
+    last = [trial for trial in finalists(trials) if trial.number in latencies]
+    baseline = next((trial for trial in last if trial.hand_made), None)
+    if baseline is None:
+        return Verdict(challenger=None, baseline=None)
+    limit = latencies[baseline.number]
+    rivals = [trial for trial in last if not trial.hand_made and latencies[trial.number] <= limit]
+    if not rivals:
+        return Verdict(challenger=None, baseline=baseline.number, baseline_name=baseline.spec.name)
+    best = max(rivals, key=lambda trial: trial.top1 or 0.0)
+    runs, baseline_runs = seeds.get(best.number, ()), seeds.get(baseline.number, ())
+    fair = bool(runs) and len(runs) == len(baseline_runs)
+    return Verdict(
+        challenger=best.number,
+        baseline=baseline.number,
+        baseline_name=baseline.spec.name,
+        latency=latencies[best.number] / limit,
+        top1=statistics.mean(runs) if fair else best.top1,
+        baseline_top1=statistics.mean(baseline_runs) if fair else baseline.top1,
+        seeds=len(runs) if fair else 0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        settings: what was asked for.
+        reference: spec of the model that latencies are ratios to.
+        reference_s: its seconds a batch at the start.
+        bound: the highest ratio.
+        errors: of the latency predictor.
+        trials: all, in their order.
+        front: trials that no other beats, the fastest first.
+        latencies: ratios of the finalists, from the same rounds.
+    """
+
+    settings: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    reference_s: float
+    bound: float
+    errors: Errors
+    trials: Sequence[Trial]
+    front: Sequence[int]
+    latencies: Mapping[int, float]
+    verdict: Verdict
+    folder: Path
+
+    @property
+    def best(self) -> Trial:
+        """The challenger where it beats the hand-made model, else the most accurate of the front."""
+        number = self.verdict.challenger
+        if number is not None and (self.verdict.gain or 0.0) > 0:
+            return self.trials[number]
+        return self.trials[self.front[-1]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "settings": dict(self.settings),
+            "reference": dict(self.reference),
+            "reference_ms": 1000 * self.reference_s,
+            "bound": self.bound,
+            "predictor": to_mapping(self.errors),
+            "trials": [
+                {**trial.to_dict(), "latency_ms": _times(trial.measured, 1000 * self.reference_s)}
+                for trial in self.trials
+            ],
+            "front": list(self.front),
+            "best": self.best.number,
+            "latencies": dict(self.latencies),
+            "verdict": {**to_mapping(self.verdict), "gain": self.verdict.gain},
+        }
+
+
+def _times(ratio: float | None, unit: float) -> float | None:
+    return None if ratio is None else ratio * unit
