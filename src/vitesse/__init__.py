@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitesse.models import list_models as list_models
     from vitesse.predictors import load as load
     from vitesse.predictors import predict as predict
+    from vitesse.prune import prune as prune
     from vitesse.runtime.predictor import Predictor as Predictor
     from vitesse.train import train as train
 
@@ -31,7 +32,7 @@ _HOMES = {
     "create_model": "vitesse.models",
     "list_models": "vitesse.models",
 }
-_VERBS = ("train", "evaluate", "export")
+_VERBS = ("train", "evaluate", "export", "prune")
 """Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
 _EXTRAS = {
     "create_model": "torch",
@@ -39,6 +40,7 @@ _EXTRAS = {
     "train": "train",
     "export": "export",
     "benchmark": "bench",
+    "prune": "bench",
 }
 """What brings the packages that a name needs."""
 
@@ -52,6 +54,7 @@ __all__ = [
     "list_models",
     "load",
     "predict",
+    "prune",
     "train",
 ]
 

@@ -32,6 +32,8 @@ FLAGS = {
     "bench": "--batch-size --data --engine --goal --json --out --peers --precision --rounds --stage "
     "--threads",
     "analyze runtime": "--arch --batch-size --engine --image-size --json --out --rounds --threads",
+    "analyze importance": "--arch --batch-size --cut --data --image-size --json --limit --out --self --split",
+    "prune": "--arch --batch-size --cost --data --json --keep --limit --of --out --recipe --split",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

@@ -26,6 +26,7 @@ LEVELS = (
     {"ship"},
     {"bench"},
     {"analyze", "serve"},
+    {"prune"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
