@@ -1,7 +1,7 @@
 """Which channels matter: the change of the loss, to first order, when a channel is taken out.
 
-Molchanov et al., CVPR 2019, arXiv 1906.10771, as in the analysis of EfficientViT (arXiv 2305.07027, section 2.3
-and figure 5).
+Molchanov et al., CVPR 2019, arXiv 1906.10771, as in the analysis of EfficientViT (arXiv 2305.07027, section
+2.3 and figure 5).
 
 Shape suffixes: B images, C channels.
 """
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitesse.analyze.channels import KINDS, Channels, Structure, Tap, structure_of
+from vitesse.analyze.channels import KINDS, Channels, Structure, Tap
+from vitesse.analyze.structure import structure_of
 from vitesse.data.sources import Source, open_source, take
 from vitesse.errors import ConfigError, DataError, ImageError
 from vitesse.metrics import with_classes
@@ -80,7 +81,7 @@ class ImportanceAnalysis:
         every = np.concatenate([group.importance for group in self.groups])
         owner = np.repeat(np.arange(len(self.groups)), [len(group.importance) for group in self.groups])
         kept = np.argsort(every, kind="stable")[round(cut * len(every)) :]
-        return np.bincount(owner[kept], minlength=len(self.groups)).tolist()
+        return [int(count) for count in np.bincount(owner[kept], minlength=len(self.groups))]
 
     def share_by_kind(self, cut: float) -> dict[str, float]:
         """The share of each kind's channels that stays."""
@@ -123,9 +124,9 @@ def analyze_importance(
 ) -> ImportanceAnalysis:
     """How much the channels of queries, keys, values, feed-forwards and stages matter on labelled pictures.
 
-    The importance of a channel is the mean over pictures of |gradient x weight|, added up within the bars over
-    the weights and biases that make the channel. That equals the gradient of a factor of 1 put on its values,
-    and the change of the loss, to first order, when it is taken out. It does not depend on the batch size.
+    The importance of a channel is the mean over pictures of |gradient x weight|, added up within the bars
+    over the weights and biases that make the channel. That equals the gradient of a factor of 1 put on its
+    values, and the change of the loss, to first order, when it is taken out. The batch size changes nothing.
 
     Args:
         model: a `.safetensors` checkpoint, a name of ours or `timm:NAME` with published weights.
@@ -164,7 +165,7 @@ def analyze_importance(
 def loaded(
     model: str, arch: str | None = None, image_size: tuple[int, int] | None = None
 ) -> tuple[nn.Module, Manifest]:
-    """A classifier with its weights, in evaluation mode, and what these mean; for another image size if given.
+    """A classifier in evaluation mode, and what its weights mean; for another image size if given.
 
     Raises:
         ConfigError: it is no classifier, or does not take the size.
@@ -247,7 +248,7 @@ def channel_importance(
             gradients = torch.autograd.grad(loss, [gates[tap] for tap in taps])
         changes: dict[Channels, Tensor] = {}
         for tap, gradient_BC in zip(taps, gradients, strict=True):
-            pieces = gradient_BC.double().split([channels.size for channels in tap.axis], dim=1)
+            pieces = torch.split(gradient_BC.double(), [channels.size for channels in tap.axis], dim=1)
             for channels, change_BC in zip(tap.axis, pieces, strict=True):
                 for charged in _charged(channels):
                     changes[charged] = changes.get(charged, 0) + change_BC

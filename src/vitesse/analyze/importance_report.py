@@ -1,4 +1,4 @@
-"""What an analysis of importance leaves to look at: a Markdown table, and the paper's figure 5 of any model."""
+"""What an analysis of importance leaves to look at: a Markdown table, and the paper's figure 5."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def draw(analysis: ImportanceAnalysis, cut: float, path: Path) -> None:
     _draw_kinds(kinds, analysis, cut)
     height, width = analysis.image_size
     figure.suptitle(
-        f"{analysis.model} at {height}x{width}: channels that matter ({analysis.pictures} pictures)",
+        f"{Path(analysis.model).name} at {height}x{width}: channels that matter ({analysis.pictures} pictures)",
         fontsize=11,
     )
     with atomic_path(path) as temporary:
@@ -76,15 +76,14 @@ def _draw_blocks(axis: Any, analysis: ImportanceAnalysis, cut: float) -> None:
             if group.kind == kind
         ]
         if kind == "width":
-            for index, (group, share) in enumerate(found):
+            for group, share in found:
                 inside = [x for x, stage in enumerate(stage_of) if stage == group.stage]
                 ends = (min(inside) - 0.4, max(inside) + 0.4)
-                label = "width of the stage" if index == 0 else None
-                axis.plot(ends, (share, share), color=colour, lw=4, alpha=0.6, label=label)
+                axis.plot(ends, (share, share), color=colour, lw=4, alpha=0.6)
         elif found:
             x = [position[group.place] for group, _ in found]
             shares = [share for _, share in found]
-            axis.plot(x, shares, line, marker=marker, color=colour, lw=1.6, ms=5, label=NAMES[kind])
+            axis.plot(x, shares, line, marker=marker, color=colour, lw=1.6, ms=5)
     for index in range(1, len(places)):
         if stage_of[index] != stage_of[index - 1]:
             axis.axvline(index - 0.5, color="black", lw=0.6, alpha=0.4)
@@ -96,14 +95,15 @@ def _draw_blocks(axis: Any, analysis: ImportanceAnalysis, cut: float) -> None:
     axis.set_title(f"the least important {cut:.0%} of all channels left out", fontsize=10)
     axis.grid(axis="y", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="best")
 
 
 def _draw_kinds(axis: Any, analysis: ImportanceAnalysis, cut: float) -> None:
     curves = [analysis.share_by_kind(share) for share in CUTS]
     for kind in curves[0]:
-        colour, _, line = STYLES[kind]
-        axis.plot(100 * CUTS, [100 * c[kind] for c in curves], line, color=colour, lw=1.8, label=NAMES[kind])
+        colour, marker, line = STYLES[kind]
+        shares = [100 * curve[kind] for curve in curves]
+        marks = {"marker": marker, "markevery": 4, "ms": 5}
+        axis.plot(100 * CUTS, shares, line, color=colour, lw=1.6, label=NAMES[kind], **marks)
     axis.plot((0, 100), (100, 0), color="black", lw=0.6, alpha=0.5, ls="--")
     axis.axvline(100 * cut, color="black", lw=0.6, alpha=0.4)
     axis.set_xlabel("% of all channels left out")
@@ -113,4 +113,4 @@ def _draw_kinds(axis: Any, analysis: ImportanceAnalysis, cut: float) -> None:
     axis.set_ylim(-3, 105)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))

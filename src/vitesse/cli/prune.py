@@ -43,7 +43,7 @@ def run(
     arch: Arch = None,
     as_json: Json = False,
 ) -> int:
-    """Take out the channels that matter least: a smaller EfficientViT (MSRA) or SHViT, as fast as it is small.
+    """Take out the channels that matter least: a smaller EfficientViT (MSRA) or SHViT, without masks.
 
     Beside FILE comes FILE.json with the architecture. Both are as those of any other model: train, evaluate,
     export, bench and convert take them. Accuracy drops at first and comes back with fine-tuning.

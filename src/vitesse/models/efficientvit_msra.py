@@ -40,7 +40,6 @@ from vitesse.models.backbone import StagedBackbone
 from vitesse.models.registry import check_parts, check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
-
 LAYOUTS = {
     "sandwich": ("dw0", "ffn0", "mixer", "dw1", "ffn1"),
     "alternating": ("dw0", "mixer0", "ffn0", "dw1", "mixer1", "ffn1"),
@@ -62,7 +61,8 @@ class EfficientViTConfig:
         norm: BatchNorm, or LayerNorm over channels.
         ffn_dims: hidden width of every feed-forward of each stage, those of its subsampling first, instead
             of `ffn_ratio`.
-        key_dims: width of each head's queries and keys in every attention of each stage, instead of `key_dim`.
+        key_dims: width of each head's queries and keys in every attention of each stage, instead of
+            `key_dim`.
     """
 
     embed_dim: tuple[int, int, int]
@@ -150,10 +150,10 @@ class CascadedGroupAttention(nn.Module):
         super().__init__()
         value_dim = dim // num_heads
         self.feed = feed
-        self.widths = (key_dim, key_dim, value_dim)
+        self.qkv_widths = (key_dim, key_dim, value_dim)
         self.scale = key_dim**-0.5
         seen_dim = dim if feed == "full" else value_dim
-        self.qkvs = nn.ModuleList(ConvNorm(seen_dim, sum(self.widths)) for _ in range(num_heads))
+        self.qkvs = nn.ModuleList(ConvNorm(seen_dim, sum(self.qkv_widths)) for _ in range(num_heads))
         self.query_convs = nn.ModuleList(
             ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:num_heads]
         )
@@ -170,7 +170,7 @@ class CascadedGroupAttention(nn.Module):
         outputs: list[Tensor] = []
         for qkv, query_conv, part, bias_NN in zip(self.qkvs, self.query_convs, parts, biases, strict=True):
             seen = part + outputs[-1] if outputs and self.feed == "cascaded" else part
-            q_BDHW, k_BDHW, v_BVHW = qkv(seen).split(self.widths, dim=1)
+            q_BDHW, k_BDHW, v_BVHW = qkv(seen).split(self.qkv_widths, dim=1)
             q_BND, k_BND, v_BNV = to_tokens(query_conv(q_BDHW)), to_tokens(k_BDHW), to_tokens(v_BVHW)
             with without_autocast(q_BND):
                 logits_BNN = torch.baddbmm(bias_NN, upcast(q_BND), upcast(k_BND).mT, alpha=self.scale)

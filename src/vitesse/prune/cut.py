@@ -1,8 +1,8 @@
 """From a trained model to the smaller one of a spec, with the weights of the channels that stay.
 
-The smaller model is built from its spec and filled, not cut layer by layer as torch-pruning does: a spec must
-rebuild it anyway, both models' sizes say how many channels go, and the cascade, whose heads are split, added and
-joined again, takes no more than a list of what lies along each dimension.
+The smaller model is built from its spec and filled, not cut layer by layer as torch-pruning does: a spec
+must rebuild it anyway, both models' sizes say how many channels go, and the cascade, whose heads are split,
+added and joined again, takes no more than a list of what lies along each dimension.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitesse.analyze.channels import Axis, Channels, Structure, Use, structure_of
+from vitesse.analyze.channels import Axis, Channels, Structure, Use
+from vitesse.analyze.structure import structure_of
 from vitesse.models import build
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.shvit import SingleHeadSelfAttention
@@ -73,16 +74,16 @@ def _positions(axis: Axis, staying: Mapping[Channels, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _keep_logits(old: nn.Module, new: nn.Module) -> None:
+def _keep_logits(old: Any, new: Any) -> None:
     """Narrower keys are divided by a smaller root; the queries make up for it."""
-    if isinstance(old, CascadedGroupAttention):
-        assert isinstance(new, CascadedGroupAttention)
-        norms = [(conv.bn, slice(None)) for conv in new.query_convs]
-    elif isinstance(old, SingleHeadSelfAttention):
-        assert isinstance(new, SingleHeadSelfAttention)
-        norms = [(new.qkv.bn, slice(new.qkv_widths[0]))]
+    norms: list[Any]
+    if isinstance(new, CascadedGroupAttention):
+        norms = [conv.bn for conv in new.query_convs]
+    elif isinstance(new, SingleHeadSelfAttention):
+        norms = [new.qkv.bn]
     else:
         return
-    for norm, queries in norms:
+    for norm in norms:
+        queries = slice(new.qkv_widths[0])
         norm.weight[queries] *= old.scale / new.scale
         norm.bias[queries] *= old.scale / new.scale

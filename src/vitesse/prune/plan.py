@@ -1,4 +1,4 @@
-"""How many channels each part of a smaller model has: those of least importance for what they cost go first."""
+"""How many channels each part of a smaller model has: the least important for what they cost go first."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from vitesse.analyze.channels import Channels, Structure
-from vitesse.bench.contenders import count_macs
 from vitesse.errors import ConfigError
 from vitesse.models import build
-from vitesse.models.shvit import SHViT
+from vitesse.models.efficientvit_msra import CascadedGroupAttention
+from vitesse.models.shvit import SHViT, SingleHeadSelfAttention
+from vitesse.progress import track
 from vitesse.spec import ModelSpec
 
 PRUNED = {"ffn": "ffn", "qk": "k", "width": "width"}
 """What can be cut, and the channels that decide over it."""
 COSTS = ("macs", "params")
+ATTENTION = (CascadedGroupAttention, SingleHeadSelfAttention)
 NARROWEST = 8
 """Fewest channels of a stage; the first halves its own three times in the stem."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Parameters, and multiply-accumulates for one picture."""
-
-    params: int
-    macs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +43,48 @@ class Cuttable:
     importance: NDArray[np.float64]
 
 
-def size_of(spec: ModelSpec) -> Size:
-    """Of a model, without building its weights."""
-    with torch.device("meta"):
-        model = build(spec).eval()
-        macs = count_macs(model, spec)
-    return Size(params=sum(parameter.numel() for parameter in model.parameters()), macs=macs)
+class Meter:
+    """Counts what models of one depth and image size cost, from their shapes alone.
+
+    One run says at how many positions each layer is computed, and how many pairs of them meet in each
+    attention, whatever the widths are.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.positions: dict[str, int] = {}
+        self.pairs: dict[str, int] = {}
+        handles = []
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                handles.append(module.register_forward_hook(partial(self._count_positions, name)))
+            elif isinstance(module, ATTENTION):
+                handles.append(module.register_forward_hook(partial(self._count_pairs, name)))
+        with torch.inference_mode():
+            model(torch.zeros(1, model.spec.in_chans, *model.spec.image_size))
+        for handle in handles:
+            handle.remove()
+
+    def _count_positions(self, name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
+        self.positions[name] = output.numel() // output.shape[1]
+
+    def _count_pairs(self, name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
+        windows, height, width = len(output), output.shape[2], output.shape[3]
+        self.pairs[name] = windows * (height * width) ** 2
+
+    def cost(self, spec: ModelSpec, kind: str) -> int:
+        """Of `COSTS`: multiply-accumulates for one picture, or parameters."""
+        model = build(spec)
+        if kind == "params":
+            return sum(parameter.numel() for parameter in model.parameters())
+        modules: dict[str, Any] = dict(model.named_modules())
+        layers: int = sum(count * modules[name].weight.numel() for name, count in self.positions.items())
+        return layers + sum(count * _product_width(modules[name]) for name, count in self.pairs.items())
+
+
+def _product_width(attention: Any) -> int:
+    """Multiply-accumulates of each pair of positions, in all heads."""
+    heads = len(attention.qkvs) if isinstance(attention, CascadedGroupAttention) else 1
+    return heads * int(sum(attention.qkv_widths[1:]))
 
 
 def cuttables(
@@ -88,8 +120,8 @@ def smaller_spec(
 ) -> ModelSpec:
     """The spec of a model that costs at most the share `keep`.
 
-    A cut's importance is divided by what it saves in the whole model, and the lowest come first, until the model is
-    small enough.
+    A cut's importance is divided by what it saves in the whole model, and the lowest come first, until the
+    model is small enough.
 
     Args:
         model: with a spec and this structure.
@@ -103,32 +135,35 @@ def smaller_spec(
     if cost not in COSTS:
         raise ConfigError(f"--cost: expected {' or '.join(COSTS)}, got {cost!r}")
 
+    whole: ModelSpec = model.spec
+    meter = Meter(model)
+
     def spec_after(cut: Mapping[int, int]) -> ModelSpec:
         """After so many cuts of each of `cuts`, by its position."""
         fewer = {channels: cut[n] for n in cut for channels in cuts[n].channels}
-        return dataclasses.replace(
-            model.spec, variant={**model.spec.variant, **variant_of(model, structure, fewer)}
-        )
+        return dataclasses.replace(whole, variant={**whole.variant, **variant_of(model, structure, fewer)})
 
     def cost_after(cut: Mapping[int, int]) -> int:
-        return int(getattr(size_of(spec_after(cut)), cost))
+        return meter.cost(spec_after(cut), cost)
 
-    whole = cost_after({})
+    if keep == 1:
+        return whole
+    full = cost_after({})
     steps: list[tuple[float, int]] = []
-    for number, cuttable in enumerate(cuts):
+    for number, cuttable in track(enumerate(cuts), "cost of channels", len(cuts)):
         if len(cuttable.importance):
-            saved = max(whole - cost_after({number: 1}), 1)
+            saved = max(full - cost_after({number: 1}), 1)
             steps += [(value / saved, number) for value in cuttable.importance]
     steps.sort()
 
     def is_small(count: int) -> bool:
-        return cost_after(Counter(number for _, number in steps[:count])) <= keep * whole
+        return cost_after(Counter(number for _, number in steps[:count])) <= keep * full
 
     count = bisect.bisect_left(range(len(steps) + 1), True, key=is_small)
     if count > len(steps):
-        least = cost_after(Counter(number for _, number in steps)) / whole
+        least = cost_after(Counter(number for _, number in steps)) / full
         raise ConfigError(f"--keep: these cuts leave {least:.3f} of the {cost} at least, got {keep}")
-    return spec_after(Counter(number for _, number in steps[:count])) if count else model.spec
+    return spec_after(Counter(number for _, number in steps[:count]))
 
 
 def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from vitesse.analyze.channels import structure_of
 from vitesse.analyze.importance import LabelledBatches, channel_importance, loaded
+from vitesse.analyze.structure import structure_of
+from vitesse.bench.contenders import count_macs
 from vitesse.catalogue import CHECKPOINT_SUFFIX
 from vitesse.data.sources import Source, open_source, take, unseen
 from vitesse.errors import ConfigError
@@ -20,7 +21,7 @@ from vitesse.models.engine import TorchEngine
 from vitesse.models.variants import SPEC_SUFFIX, write_spec
 from vitesse.provenance import provenance
 from vitesse.prune.cut import cut
-from vitesse.prune.plan import PRUNED, Size, cuttables, size_of, smaller_spec
+from vitesse.prune.plan import PRUNED, cuttables, smaller_spec
 from vitesse.spec import Manifest, ModelSpec, to_mapping
 from vitesse.weights.files import save_weights
 
@@ -81,10 +82,12 @@ def prune(
     recipe: str | None = None,
     overrides: Iterable[str] = (),
 ) -> Pruned:
-    """Take the channels that matter least out of an EfficientViT (MSRA) or SHViT: a smaller model without masks.
+    """Take the channels that matter least out of an EfficientViT (MSRA) or SHViT: a smaller model, no masks.
 
-    Importance is that of `vitesse.analyze.importance`. Hidden channels of feed-forwards go one by one, keys with
-    their queries by the same number in each head, channels of a stage's width by the same number for each head.
+    Importance is that of `vitesse.analyze.importance`. Hidden channels of feed-forwards go one by one, keys
+    with their queries by the same number in each head, residual channels of a stage by the same number for
+    each head of a cascade. Without GroupNorm and LayerNorm among what is cut, channels that are 0 change
+    nothing when they go.
 
     Args:
         model: a `.safetensors` checkpoint, or a name with published weights.
@@ -121,7 +124,8 @@ def prune(
     spec = smaller_spec(module, structure, cuttables(structure, importance, of), keep=keep, cost=cost)
     smaller = cut(module, structure, spec, importance)
     before, after = (_measured(each, manifest, held_out) for each in (module, smaller))
-    _write(smaller, manifest, out, {"from": Path(model).name, "keep": keep, "of": list(of), "cost": cost})
+    facts = {"from": Path(model).name, "keep": keep, "of": list(of), "cost": cost, "pictures": pictures.read}
+    _write(smaller, manifest, out, {"macs": after.macs, "pruned": facts | {"by": provenance()}})
     result = Pruned(
         checkpoint=out,
         spec_file=out.with_suffix(SPEC_SUFFIX),
@@ -138,17 +142,20 @@ def _of_classes(data: str | Path, split: str, manifest: Manifest) -> Source:
 
 
 def _measured(model: nn.Module, manifest: Manifest, source: Source) -> Measured:
-    size: Size = size_of(model.spec)  # type: ignore[arg-type]
     scores = score(TorchEngine(model), source, Showing(preprocess=manifest.preprocess))
-    return Measured(params=size.params, macs=size.macs, top1=scores.top1, images=scores.images)
+    return Measured(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=count_macs(model, manifest.model),
+        top1=scores.top1,
+        images=scores.images,
+    )
 
 
-def _write(model: Any, manifest: Manifest, out: Path, pruned: dict[str, Any]) -> None:
-    made = {**manifest.provenance, "macs": size_of(model.spec).macs, "pruned": pruned | {"by": provenance()}}
+def _write(model: Any, manifest: Manifest, out: Path, made: dict[str, Any]) -> None:
     metadata = {
         "class_names": list(manifest.class_names),
         "preprocess": to_mapping(manifest.preprocess),
-        "provenance": made,
+        "provenance": {**manifest.provenance, **made},
     }
     save_weights(out, model, metadata)
     write_spec(model.spec, out.with_suffix(SPEC_SUFFIX))
