@@ -53,11 +53,9 @@ def draw(analysis: ImportanceAnalysis, cut: float, path: Path) -> None:
     )
     _draw_blocks(blocks, analysis, cut)
     _draw_kinds(kinds, analysis, cut)
-    height, width = analysis.image_size
-    figure.suptitle(
-        f"{Path(analysis.model).name} at {height}x{width}: channels that matter ({analysis.pictures} pictures)",
-        fontsize=11,
-    )
+    size = "x".join(map(str, analysis.image_size))
+    what = f"{Path(analysis.model).name} at {size}, {analysis.pictures} pictures"
+    figure.suptitle(f"which channels matter: {what}", fontsize=11)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

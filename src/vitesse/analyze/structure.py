@@ -16,25 +16,23 @@ from torch import nn
 from vitesse.analyze.channels import INNER, SUBSAMPLING, Axis, Channels, Structure, Tap, Use
 from vitesse.errors import ConfigError
 from vitesse.layers import ConvNorm, FeedForward, PatchMerging, Residual, Subsample
-from vitesse.models.backbone import StagedBackbone
-from vitesse.models.efficientvit_msra import CascadedGroupAttention
-from vitesse.models.shvit import SingleHeadSelfAttention
+from vitesse.models.efficientvit_msra import CascadedGroupAttention, EfficientViT
+from vitesse.models.shvit import SHViT, SingleHeadSelfAttention
 
 
-def structure_of(model: nn.Module) -> Structure:
+def structure_of(model: Any) -> Structure:
     """The channels of a classifier.
 
     Raises:
         ConfigError: it is of no family whose channels are known.
     """
-    if isinstance(model, StagedBackbone) and any(isinstance(m, FeedForward) for m in model.modules()):
+    if isinstance(model, (EfficientViT, SHViT)):
         return _Staged(model).structure
     found = _transformer(model)
     if not any(tap.axis[0].kind == "q" for tap in found.taps):
-        name = getattr(model, "spec", model).name
         raise ConfigError(
-            f"{name}: expected EfficientViT (MSRA), SHViT, or a transformer with `qkv` in its attention such "
-            "as ViT, DeiT and Swin; this one has no attention that is known"
+            f"{model.spec.name}: expected EfficientViT (MSRA), SHViT, or a transformer with `qkv` in its "
+            "attention such as ViT, DeiT and Swin; this one has no attention that is known"
         )
     return found
 

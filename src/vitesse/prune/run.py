@@ -165,8 +165,7 @@ def _tuned(pruned: Pruned, data: str | Path, recipe: str, overrides: Iterable[st
     """The result with what fine-tuning made of it, at the model's own image size unless told otherwise."""
     from vitesse.train import train
 
-    height, width = pruned.spec.image_size
-    given = [f"init={pruned.checkpoint}", f"image_size={width}", f"image_height={height}", *overrides]
+    given = [f"init={pruned.checkpoint}", f"image_size={pruned.spec.image_size[1]}", *overrides]
     run = train(
         data,
         model=str(pruned.spec_file),
