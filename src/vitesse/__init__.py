@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitesse.models import list_models as list_models
     from vitesse.predictors import load as load
     from vitesse.predictors import predict as predict
+    from vitesse.prune import prune as prune
     from vitesse.runtime.predictor import Predictor as Predictor
     from vitesse.search import search as search
     from vitesse.train import train as train
@@ -32,7 +33,7 @@ _HOMES = {
     "create_model": "vitesse.models",
     "list_models": "vitesse.models",
 }
-_VERBS = ("train", "evaluate", "export", "search")
+_VERBS = ("train", "evaluate", "export", "prune", "search")
 """Modules that hold a function of their own name: `vitesse.train(…)` and `vitesse.train.recipe` both work."""
 _EXTRAS = {
     "create_model": "torch",
@@ -40,6 +41,7 @@ _EXTRAS = {
     "train": "train",
     "export": "export",
     "benchmark": "bench",
+    "prune": "bench",
     "search": "search",
 }
 """What brings the packages that a name needs."""
@@ -54,6 +56,7 @@ __all__ = [
     "list_models",
     "load",
     "predict",
+    "prune",
     "search",
     "train",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -146,15 +146,18 @@ class PatchMerging(nn.Sequential):
 
 
 class Subsample(nn.Sequential):
-    """Patch merging between two stages, itself sandwiched between local mixing layers."""
+    """Patch merging between two stages, itself sandwiched between local mixing layers.
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    The hidden widths of its two feed-forwards are the next of `ffn_dims`; without any, twice theirs.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, ffn_dims: Iterator[int]) -> None:
         super().__init__()
         self.dw0 = Residual(ConvNorm(in_dim, in_dim, 3, groups=in_dim))
-        self.ffn0 = Residual(FeedForward(in_dim))
+        self.ffn0 = Residual(FeedForward(in_dim, next(ffn_dims, None)))
         self.merge = PatchMerging(in_dim, out_dim)
         self.dw1 = Residual(ConvNorm(out_dim, out_dim, 3, groups=out_dim))
-        self.ffn1 = Residual(FeedForward(out_dim))
+        self.ffn1 = Residual(FeedForward(out_dim, next(ffn_dims, None)))
 
 
 class SubsampledStage(nn.Sequential):

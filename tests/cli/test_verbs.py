@@ -35,6 +35,8 @@ FLAGS = {
     "analyze heads": "--arch --batch-size --data --json --limit --out --split",
     "search": "--batch-size --confirm --data --device --engine --family --floor --image-size --json "
     "--max-latency --max-macs --out --recipe --samples --seed --threads --trials",
+    "analyze importance": "--arch --batch-size --cut --data --image-size --json --limit --out --self --split",
+    "prune": "--arch --batch-size --cost --data --json --keep --limit --of --out --recipe --split",
     "models": "--family --json --max-macs --max-params --min-top1 --pretrained --task --weights",
     "convert": "--image-size --json --model --num-classes --out --to",
     "push": "--dry-run --json --private --to",

@@ -26,6 +26,7 @@ LEVELS = (
     {"ship"},
     {"bench"},
     {"analyze", "search", "serve"},
+    {"prune"},
     {"cli"},
     {"__main__"},
 )

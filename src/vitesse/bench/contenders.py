@@ -130,6 +130,8 @@ def _macs_of(manifest: Manifest) -> int | None:
     """Of a file: what it says, or what is known of its architecture at this size."""
     if (said := manifest.provenance.get("macs")) is not None:
         return int(said)
+    if manifest.model.variant:
+        return None
     try:
         known = facts(manifest.model.name)
     except VitesseError:

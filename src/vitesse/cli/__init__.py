@@ -21,6 +21,7 @@ from vitesse.cli import (
     export,
     models,
     predict,
+    prune,
     push,
     search,
     segment,
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (predict, segment, train, evaluate, export, bench, search, models, convert, push, doctor):
+for _verb in (predict, segment, train, evaluate, export, prune, bench, search, models, convert, push, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.run)
 app.add_typer(analyze.app, name="analyze")
 

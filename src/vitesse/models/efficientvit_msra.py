@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -37,8 +37,13 @@ from vitesse.layers import (
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import check_stages, check_value, configured, register
+from vitesse.models.registry import check_parts, check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
+
+LAYOUTS = {
+    "sandwich": ("dw0", "ffn0", "mixer", "dw1", "ffn1"),
+    "alternating": ("dw0", "mixer0", "ffn0", "dw1", "mixer1", "ffn1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,10 @@ class EfficientViTConfig:
             it, `split` its split alone, `full` all channels.
         local_mixing: depthwise convolutions before the parts of a block.
         norm: BatchNorm, or LayerNorm over channels.
+        ffn_dims: hidden width of every feed-forward of each stage, those of its subsampling first, instead
+            of `ffn_ratio`.
+        key_dims: width of each head's queries and keys in every attention of each stage, instead of
+            `key_dim`.
     """
 
     embed_dim: tuple[int, int, int]
@@ -68,6 +77,8 @@ class EfficientViTConfig:
     local_mixing: bool = True
     norm: Literal["batch", "layer"] = "batch"
     act: Literal["relu", "hardswish"] = "relu"
+    ffn_dims: tuple[tuple[int, ...], ...] = ()
+    key_dims: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_stages(self, 3, "embed_dim", "depths", "num_heads")
@@ -80,6 +91,9 @@ class EfficientViTConfig:
                 raise ConfigError(f"num_heads: expected a divisor of the width {dim}, got {heads}")
         for key in ("layout", "attention", "norm", "act"):
             check_value(key, getattr(self, key), get_args(get_type_hints(type(self))[key]))
+        check_parts(self, "ffn_dims", [2 * depth + 2 * (i > 0) for i, depth in enumerate(self.depths)])
+        mixers = sum(name.startswith("mixer") for name in LAYOUTS[self.layout])
+        check_parts(self, "key_dims", [mixers * depth for depth in self.depths])
 
 
 CONFIGS = {
@@ -136,10 +150,10 @@ class CascadedGroupAttention(nn.Module):
         super().__init__()
         value_dim = dim // num_heads
         self.feed = feed
-        self.widths = (key_dim, key_dim, value_dim)
+        self.qkv_widths = (key_dim, key_dim, value_dim)
         self.scale = key_dim**-0.5
         seen_dim = dim if feed == "full" else value_dim
-        self.qkvs = nn.ModuleList(ConvNorm(seen_dim, sum(self.widths)) for _ in range(num_heads))
+        self.qkvs = nn.ModuleList(ConvNorm(seen_dim, sum(self.qkv_widths)) for _ in range(num_heads))
         self.query_convs = nn.ModuleList(
             ConvNorm(key_dim, key_dim, kernel, groups=key_dim) for kernel in kernels[:num_heads]
         )
@@ -156,7 +170,7 @@ class CascadedGroupAttention(nn.Module):
         outputs: list[Tensor] = []
         for qkv, query_conv, part, bias_NN in zip(self.qkvs, self.query_convs, parts, biases, strict=True):
             seen = part + outputs[-1] if outputs and self.feed == "cascaded" else part
-            q_BDHW, k_BDHW, v_BVHW = qkv(seen).split(self.widths, dim=1)
+            q_BDHW, k_BDHW, v_BVHW = qkv(seen).split(self.qkv_widths, dim=1)
             q_BND, k_BND, v_BNV = to_tokens(query_conv(q_BDHW)), to_tokens(k_BDHW), to_tokens(v_BVHW)
             with without_autocast(q_BND):
                 logits_BNN = torch.baddbmm(bias_NN, upcast(q_BND), upcast(k_BND).mT, alpha=self.scale)
@@ -222,12 +236,6 @@ class WindowAttention(nn.Module):
         return x_BCHW[:, :, :height, :width]
 
 
-LAYOUTS = {
-    "sandwich": ("dw0", "ffn0", "mixer", "dw1", "ffn1"),
-    "alternating": ("dw0", "mixer0", "ffn0", "dw1", "mixer1", "ffn1"),
-}
-
-
 class Block(nn.Sequential):
     """Sandwich layout: one attention between depthwise convolutions and feed-forwards (3.1).
 
@@ -235,11 +243,17 @@ class Block(nn.Sequential):
     """
 
     def __init__(
-        self, dim: int, config: EfficientViTConfig, mixer: Callable[[], nn.Module], drop_path: float
+        self,
+        dim: int,
+        config: EfficientViTConfig,
+        mixer: Callable[[], nn.Module],
+        ffn_dims: Iterator[int],
+        drop_path: float,
     ) -> None:
+        default_ffn_dim = round(dim * config.ffn_ratio)
         make: dict[str, Callable[[], nn.Module]] = {
             "dw": lambda: ConvNorm(dim, dim, 3, groups=dim, norm_init=0),
-            "ffn": lambda: FeedForward(dim, round(dim * config.ffn_ratio)),
+            "ffn": lambda: FeedForward(dim, next(ffn_dims, default_ffn_dim)),
             "mixer": mixer,
         }
         names = [name for name in LAYOUTS[config.layout] if config.local_mixing or not name.startswith("dw")]
@@ -276,24 +290,29 @@ def _stages(spec: ModelSpec, config: EfficientViTConfig) -> nn.ModuleList:
     resolution = (math.ceil(spec.image_size[0] / 16), math.ceil(spec.image_size[1] / 16))
     stages = nn.ModuleList()
     for i, dim in enumerate(config.embed_dim):
+        ffn_dims, key_dims = (iter(dims[i] if dims else ()) for dims in (config.ffn_dims, config.key_dims))
         subsample = None
         if i > 0:
-            subsample = Subsample(config.embed_dim[i - 1], dim)
+            subsample = Subsample(config.embed_dim[i - 1], dim, ffn_dims)
             resolution = (math.ceil(resolution[0] / 2), math.ceil(resolution[1] / 2))
-        mixer = functools.partial(_mixer, config, i, resolution, window)
-        blocks = [Block(dim, config, mixer, next(rates)) for _ in range(config.depths[i])]
+        mixer = functools.partial(_mixer, config, i, key_dims, resolution, window)
+        blocks = [Block(dim, config, mixer, ffn_dims, next(rates)) for _ in range(config.depths[i])]
         stages.append(SubsampledStage(subsample, blocks))
     return stages
 
 
 def _mixer(
-    config: EfficientViTConfig, stage: int, resolution: tuple[int, int], window: int
+    config: EfficientViTConfig,
+    stage: int,
+    key_dims: Iterator[int],
+    resolution: tuple[int, int],
+    window: int,
 ) -> WindowAttention:
     dim, heads = config.embed_dim[stage], config.num_heads[stage]
     attention = CascadedGroupAttention(
         dim,
         heads,
-        config.key_dim or dim // heads,
+        next(key_dims, config.key_dim or dim // heads),
         config.kernels,
         resolution if max(resolution) <= window else (window, window),
         config.attention,

@@ -91,6 +91,20 @@ def check_stages(config: Any, stages: int, *keys: str) -> None:
             raise ConfigError(f"{key}: expected {stages} whole numbers, one a stage, got {values}")
 
 
+def check_parts(config: Any, key: str, counts: Sequence[int]) -> None:
+    """Refuse a width for each part of every stage, where it is given, that is not one for each of `counts`.
+
+    Raises:
+        ConfigError: see above.
+    """
+    values = getattr(config, key)
+    whole = all(isinstance(stage, tuple) and all(type(value) is int for value in stage) for stage in values)
+    fits = whole and [len(stage) for stage in values] == list(counts)
+    if values and not (fits and all(value >= 1 for stage in values for value in stage)):
+        wanted = ", ".join(map(str, counts))
+        raise ConfigError(f"{key}: expected {wanted} widths of 1 or more, stage by stage, got {values}")
+
+
 def check_value(key: str, value: Any, known: Sequence[Any]) -> None:
     """
     Raises:

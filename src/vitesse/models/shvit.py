@@ -7,6 +7,7 @@ Shape suffixes: B images, C channels, P attended channels, H rows, W columns, N 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from vitesse.layers import (
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import check_stages, check_value, configured, register
+from vitesse.models.registry import check_parts, check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
 
@@ -40,6 +41,9 @@ class SHViTConfig:
     Attributes:
         partial_ratio: share of the channels that stages with attention attend on, instead of `partial_dim`.
         stem_stride: pixels a position of the first stage, a power of two.
+        ffn_dims: hidden width of every feed-forward of each stage, those of its subsampling first, instead
+            of twice its width.
+        key_dims: width of queries and keys in every attention of each stage, instead of `key_dim`.
     """
 
     embed_dim: tuple[int, int, int]
@@ -48,6 +52,8 @@ class SHViTConfig:
     key_dim: int = 16
     partial_ratio: float | None = None
     stem_stride: int = 16
+    ffn_dims: tuple[tuple[int, ...], ...] = ()
+    key_dims: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_stages(self, 3, "embed_dim", "depths", "partial_dim")
@@ -56,6 +62,9 @@ class SHViTConfig:
             raise ConfigError(f"partial_ratio: expected a share, 0 to 1, got {self.partial_ratio}")
         if any(part > dim for part, dim in zip(self.partial_dim, self.embed_dim, strict=True)):
             raise ConfigError(f"partial_dim: expected at most {self.embed_dim}, got {self.partial_dim}")
+        check_parts(self, "ffn_dims", [depth + 2 * (i > 0) for i, depth in enumerate(self.depths)])
+        mixers = [depth if part else 0 for depth, part in zip(self.depths, self.attended, strict=True)]
+        check_parts(self, "key_dims", mixers)
 
     @property
     def attended(self) -> tuple[int, ...]:
@@ -115,12 +124,19 @@ class SingleHeadSelfAttention(nn.Module):
 class Block(nn.Sequential):
     """Depthwise convolution, single-head attention where the stage has it, feed-forward (3.3)."""
 
-    def __init__(self, dim: int, partial_dim: int, key_dim: int, drop_path: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        partial_dim: int,
+        key_dims: Iterator[int],
+        ffn_dims: Iterator[int],
+        drop_path: float,
+    ) -> None:
         super().__init__()
         self.dw = Residual(ConvNorm(dim, dim, 3, groups=dim, norm_init=0), drop_path)
         if partial_dim:
-            self.mixer = Residual(SingleHeadSelfAttention(dim, partial_dim, key_dim), drop_path)
-        self.ffn = Residual(FeedForward(dim), drop_path)
+            self.mixer = Residual(SingleHeadSelfAttention(dim, partial_dim, next(key_dims)), drop_path)
+        self.ffn = Residual(FeedForward(dim, next(ffn_dims, None)), drop_path)
 
 
 class SHViT(StagedBackbone):
@@ -138,10 +154,13 @@ class SHViT(StagedBackbone):
         rates = iter(drop_path_rates(spec.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(config.embed_dim):
+            ffn_dims = iter(config.ffn_dims[i] if config.ffn_dims else ())
+            key_dims = iter(config.key_dims[i] if config.key_dims else [config.key_dim] * config.depths[i])
+            subsample = Subsample(config.embed_dim[i - 1], dim, ffn_dims) if i > 0 else None
             blocks = [
-                Block(dim, config.attended[i], config.key_dim, next(rates)) for _ in range(config.depths[i])
+                Block(dim, config.attended[i], key_dims, ffn_dims, next(rates))
+                for _ in range(config.depths[i])
             ]
-            subsample = Subsample(config.embed_dim[i - 1], dim) if i > 0 else None
             self.stages.append(SubsampledStage(subsample, blocks))
         self.head = ClassifierHead(config.embed_dim[-1], spec.num_classes, spec.distilled)
 

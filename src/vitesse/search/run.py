@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitesse.bench.measure import one_line
-from vitesse.errors import ConfigError, StoppedError, TrainingError
+from vitesse.errors import ConfigError, StoppedError, TrainingError, one_line
 from vitesse.progress import say
 from vitesse.search.accuracy import Rung, TrainModel, is_behind, short_training
 from vitesse.search.cost import cost_of

@@ -130,7 +130,8 @@ class RunFolder:
 
     def _record(self, status: str, found: Found | None) -> RunRecord:
         facts, log, spec = self.facts, self.log, self.facts.spec
-        known = next((m for m in models() if (m.name, m.image_size) == (spec.name, spec.image_size)), None)
+        same = (m for m in models() if (m.name, m.image_size) == (spec.name, spec.image_size))
+        known = None if spec.variant else next(same, None)
         parameters = self.accelerator.unwrap_model(self.checkpoints.model).parameters()
         return RunRecord(
             title=facts.out.name,

@@ -1,0 +1,248 @@
+"""Smaller models: what they compute, what they cost, and how they are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vitesse.analyze.channels import Channels, Structure
+from vitesse.analyze.importance import channel_importance
+from vitesse.analyze.structure import structure_of
+from vitesse.bench.contenders import count_macs
+from vitesse.errors import ConfigError
+from vitesse.export.fold import fold
+from vitesse.export.onnx import to_onnx
+from vitesse.models import build, load_checkpoint
+from vitesse.models.create import spec_for
+from vitesse.models.variants import write_spec
+from vitesse.prune.cut import cut
+from vitesse.prune.plan import PRUNED, cuttables, smaller_spec, variant_of
+from vitesse.prune.run import prune
+from vitesse.spec import ModelSpec
+from vitesse.weights.files import save_weights
+
+M0 = {"embed_dim": (16, 24, 24), "depths": (1, 1, 2), "num_heads": (2, 2, 3), "kernels": (3, 5, 3)}
+S1 = {"embed_dim": (16, 24, 32), "depths": (1, 1, 2), "partial_dim": (0, 8, 12)}
+CASES = {
+    "cascade": ("efficientvit_m0", M0),
+    "split": ("efficientvit_m0", M0 | {"attention": "split"}),
+    "full, alternating": ("efficientvit_m0", M0 | {"attention": "full", "layout": "alternating"}),
+    "single head": ("shvit_s1", S1),
+}
+Randomise = Callable[[nn.Module], nn.Module]
+
+
+@dataclasses.dataclass
+class Whole:
+    """A model with its channels and their importance on a few pictures."""
+
+    model: Any
+    structure: Structure
+    importance: dict[Channels, Any]
+    images: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Whole:
+        structure = structure_of(model)
+        images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        importance = channel_importance(model, structure.taps, [(images, torch.arange(4) % 3)])
+        return cls(model, structure, importance, images)
+
+    def cut_to(self, spec: ModelSpec) -> Any:
+        return cut(self.model, self.structure, spec, self.importance)
+
+    def smaller(self, keep: float, of: Iterable[str] = tuple(PRUNED), cost: str = "macs") -> ModelSpec:
+        found = cuttables(self.structure, self.importance, of)
+        return smaller_spec(self.model, self.structure, found, keep=keep, cost=cost)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        return self.model(self.images)
+
+
+def made(case: str, randomise: Randomise, **changes: Any) -> Any:
+    name, variant = CASES[case]
+    torch.manual_seed(0)
+    spec = ModelSpec(name=name, image_size=(64, 64), num_classes=3, variant=variant | changes)
+    return randomise(build(spec)).eval()
+
+
+@pytest.fixture(scope="module")
+def wholes(randomise: Randomise) -> dict[str, Whole]:
+    return {case: Whole.of(made(case, randomise)) for case in CASES}
+
+
+def fewer_of(whole: Whole, kinds: dict[str, int]) -> ModelSpec:
+    """Each group of some kinds so many channels narrower; of single heads the attended width stays."""
+    fewer = {
+        channels: kinds[channels.kind]
+        for channels in whole.structure.channels()
+        if channels.kind in kinds and channels.group[-2:] != ".0"
+    }
+    variant = variant_of(whole.model, whole.structure, fewer)
+    return dataclasses.replace(whole.model.spec, variant={**whole.model.spec.variant, **variant})
+
+
+@torch.no_grad()
+def silence(whole: Whole, spec: ModelSpec) -> Any:
+    """A copy of the model in which the channels that a cut to `spec` leaves out are 0 where they are made."""
+    silent = build(whole.model.spec).eval()
+    silent.load_state_dict(whole.model.state_dict())
+    sizes = [channels.size for channels in structure_of(build(spec)).channels()]
+    left_out = {
+        channels: np.argsort(whole.importance[channels], kind="stable")[: channels.size - size]
+        for channels, size in zip(whole.structure.channels(), sizes, strict=True)
+        if channels.tied is None
+    }
+    for tap in whole.structure.taps:
+        module: Any = silent.get_submodule(tap.module)
+        maker, first = getattr(module, "bn", module), 0
+        for channels in tap.axis:
+            rows = torch.from_numpy(first + left_out[channels.leader])
+            maker.weight[rows] = 0
+            maker.bias[rows] = 0
+            first += channels.size
+    return silent
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kinds", [{"ffn": 5}, {"k": 3}, {"width": 2}, {"ffn": 9, "k": 15, "width": 4}])
+def test_it_computes_what_the_masked_model_does(case, kinds, wholes):
+    whole = wholes[case]
+    spec = fewer_of(whole, kinds)
+    smaller = whole.cut_to(spec)
+    assert smaller.spec == spec
+    with torch.no_grad():
+        torch.testing.assert_close(
+            smaller(whole.images), silence(whole, spec)(whole.images), rtol=1e-4, atol=1e-6
+        )
+    assert not torch.allclose(smaller(whole.images), whole.logits(), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ["cascade", "single head"])
+def test_dead_channels_are_found_and_leave_nothing_behind(case, wholes):
+    alive = wholes[case]
+    spec = fewer_of(alive, {"ffn": 6, "k": 4, "width": 2})
+    dead = Whole.of(silence(alive, spec))
+    torch.testing.assert_close(dead.cut_to(spec)(dead.images), dead.logits(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_a_cut_all_is_as_it_was(case, wholes):
+    whole = wholes[case]
+    assert whole.smaller(1.0) == whole.model.spec
+    assert torch.equal(whole.cut_to(fewer_of(whole, {}))(whole.images), whole.logits())
+
+
+def test_narrower_norms_over_channels_can_be_cut_too(randomise):
+    whole = Whole.of(made("cascade", randomise, norm="layer"))
+    smaller = whole.cut_to(whole.smaller(0.6))
+    assert torch.isfinite(smaller(whole.images)).all()
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    keep=st.floats(0.35, 0.99),
+    case=st.sampled_from(["cascade", "single head"]),
+    of=st.sampled_from([("ffn", "qk", "width"), ("width",)]),
+    cost=st.sampled_from(["macs", "params"]),
+)
+def test_it_costs_at_most_what_was_asked(wholes, keep, case, of, cost):
+    whole = wholes[case]
+    spec = whole.smaller(keep, of, cost)
+    costs = []
+    for model in (whole.model, whole.cut_to(spec)):
+        sizes = {"macs": count_macs(model, spec), "params": sum(p.numel() for p in model.parameters())}
+        costs.append(sizes[cost])
+    assert costs[1] <= keep * costs[0]
+    assert costs[1] > 0.7 * keep * costs[0], "cut much more than was asked"
+    assert all(channels.size >= 1 for channels in structure_of(build(spec)).channels())
+
+
+def test_only_what_was_named_is_cut(wholes):
+    whole = wholes["cascade"]
+    variant = whole.smaller(0.95, ["qk"]).variant
+    assert variant["embed_dim"] == M0["embed_dim"]
+    assert variant["ffn_dims"] == ((32, 32), (32, 48, 48, 48), (48, 48, 48, 48, 48, 48))
+    assert [len(dims) for dims in variant["key_dims"]] == [1, 1, 2]
+    assert sum(sum(dims) for dims in variant["key_dims"]) < 4 * 16
+    assert min(min(dims) for dims in variant["key_dims"]) >= 1
+
+
+@pytest.mark.parametrize("case", ["cascade", "single head"])
+def test_it_is_an_ordinary_checkpoint(case, wholes, tmp_path):
+    whole = wholes[case]
+    spec = whole.smaller(0.7)
+    smaller = whole.cut_to(spec)
+    write_spec(spec, tmp_path / "small.json")
+    assert spec_for(str(tmp_path / "small.json")) == spec
+    save_weights(tmp_path / "small.safetensors", smaller)
+    read, _ = load_checkpoint(tmp_path / "small.safetensors")
+    assert read.spec == spec
+    expected = smaller(whole.images).detach()
+    assert torch.equal(read.eval()(whole.images), expected)
+    folded = fold(smaller)
+    torch.testing.assert_close(folded(whole.images), expected, rtol=1e-3, atol=1e-5)
+    session = onnxruntime.InferenceSession(
+        to_onnx(folded, spec).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (logits,) = session.run(None, {session.get_inputs()[0].name: whole.images.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0.0}, "--keep: expected a share above 0, at most 1, got 0"),
+        ({"keep": 1.2}, "--keep: expected a share above 0, at most 1, got 1.2"),
+        ({"keep": 0.05}, r"--keep: these cuts leave 0\.\d+ of the macs at least, got 0.05"),
+        ({"keep": 0.5, "cost": "ms"}, "--cost: expected macs or params, got 'ms'"),
+        ({"keep": 0.5, "of": ["heads"]}, "--of: expected some of ffn, qk, width, got 'heads'"),
+        ({"keep": 0.5, "of": []}, "--of: expected some of ffn, qk, width, got none"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message, wholes):
+    with pytest.raises(ConfigError, match=message):
+        wholes["cascade"].smaller(**options)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"ffn_dims": ((32, 32),)}, "ffn_dims: expected 2, 4, 6 widths of 1 or more, stage by stage"),
+        ({"ffn_dims": 32}, "ffn_dims: expected 2, 4, 6 widths"),
+        ({"key_dims": ((16,), (16,), (16, 0))}, "key_dims: expected 1, 1, 2 widths of 1 or more"),
+        ({"key_dims": ((16,), (16,), (16, 8.5))}, "key_dims: expected 1, 1, 2 widths"),
+    ],
+)
+def test_widths_that_fit_no_layer_are_refused(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ModelSpec(name="efficientvit_m0", image_size=(64, 64), variant=M0 | variant))
+
+
+def test_other_models_are_refused(tmp_path: Path, paint_classes, randomise):
+    data = str(paint_classes(tmp_path / "data", per_class=2))
+    spec = ModelSpec(name="vit_tiny_patch16", image_size=(32, 32), num_classes=3)
+    save_weights(tmp_path / "vit.safetensors", build(spec))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(ConfigError, match=r"vit_tiny_patch16: expected an EfficientViT \(MSRA\) or SHViT"):
+        prune(str(tmp_path / "vit.safetensors"), data, out)
+    plain = made("single head", randomise, partial_ratio=0.0)
+    save_weights(tmp_path / "plain.safetensors", plain, {"class_names": ["blue", "green", "red"]})
+    with pytest.raises(ConfigError, match="--of qk: the model has no attention"):
+        prune(str(tmp_path / "plain.safetensors"), data, out)
+    with pytest.raises(ConfigError, match=r"--out: expected a name ending in \.safetensors, got"):
+        prune(str(tmp_path / "plain.safetensors"), data, tmp_path / "out.onnx")
+    with pytest.raises(ConfigError, match="epochs=1: expected --recipe NAME beside it"):
+        prune(str(tmp_path / "plain.safetensors"), data, out, overrides=["epochs=1"])
+    assert not out.exists()
