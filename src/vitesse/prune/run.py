@@ -86,8 +86,8 @@ def prune(
 
     Importance is that of `vitesse.analyze.importance`. Hidden channels of feed-forwards go one by one, keys
     with their queries by the same number in each head, residual channels of a stage by the same number for
-    each head of a cascade. Without GroupNorm and LayerNorm among what is cut, channels that are 0 change
-    nothing when they go.
+    each head of a cascade. Where no GroupNorm or LayerNorm is cut, the smaller model computes what the whole
+    one does with 0 for what is gone, and its mean in the classifier.
 
     Args:
         model: a `.safetensors` checkpoint, or a name with published weights.

@@ -31,8 +31,8 @@ from vitesse.prune.run import prune
 from vitesse.spec import ModelSpec
 from vitesse.weights.files import save_weights
 
-M0 = {"embed_dim": (16, 24, 24), "depths": (1, 1, 2), "num_heads": (2, 2, 3), "kernels": (3, 5, 3)}
-S1 = {"embed_dim": (16, 24, 32), "depths": (1, 1, 2), "partial_dim": (0, 8, 12)}
+M0 = {"embed_dim": (16, 24, 24), "depths": (1, 1, 1), "num_heads": (2, 2, 3), "kernels": (3, 5, 3)}
+S1 = {"embed_dim": (16, 24, 32), "depths": (1, 1, 1), "partial_dim": (0, 8, 12)}
 CASES = {
     "cascade": ("efficientvit_m0", M0),
     "split": ("efficientvit_m0", M0 | {"attention": "split"}),
@@ -74,12 +74,23 @@ def made(case: str, randomise: Randomise, **changes: Any) -> Any:
     name, variant = CASES[case]
     torch.manual_seed(0)
     spec = ModelSpec(name=name, image_size=(64, 64), num_classes=3, variant=variant | changes)
-    return randomise(build(spec)).eval()
+    model = randomise(build(spec))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                module.weight, nonlinearity="linear"
+            )  # wide enough for pictures to differ at the end
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def wholes(randomise: Randomise) -> dict[str, Whole]:
     return {case: Whole.of(made(case, randomise)) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def whole_of(wholes: dict[str, Whole]) -> Callable[[str], Whole]:
+    return lambda case: wholes[case]  # hypothesis would print all the weights
 
 
 def fewer_of(whole: Whole, kinds: dict[str, int]) -> ModelSpec:
@@ -112,11 +123,23 @@ def silence(whole: Whole, spec: ModelSpec) -> Any:
             maker.weight[rows] = 0
             maker.bias[rows] = 0
             first += channels.size
+    last: Any = silent.head.get_submodule("classifier.bn")  # would say something of a mean of 0
+    last.load_state_dict(_without(whole, left_out, last.state_dict()))
     return silent
 
 
+def _without(whole: Whole, left_out: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    use = next(use for use in whole.structure.uses if use.tensor == "head.classifier.bn.weight")
+    first = 0
+    for channels in use.axis:
+        for key in ("weight", "bias"):
+            values[key][torch.from_numpy(first + left_out[channels.leader])] = 0
+        first += channels.size
+    return values
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kinds", [{"ffn": 5}, {"k": 3}, {"width": 2}, {"ffn": 9, "k": 15, "width": 4}])
+@pytest.mark.parametrize("kinds", [{"ffn": 20}, {"k": 3}, {"width": 2}, {"ffn": 9, "k": 15, "width": 4}])
 def test_it_computes_what_the_masked_model_does(case, kinds, wholes):
     whole = wholes[case]
     spec = fewer_of(whole, kinds)
@@ -150,15 +173,15 @@ def test_narrower_norms_over_channels_can_be_cut_too(randomise):
     assert torch.isfinite(smaller(whole.images)).all()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     keep=st.floats(0.35, 0.99),
     case=st.sampled_from(["cascade", "single head"]),
     of=st.sampled_from([("ffn", "qk", "width"), ("width",)]),
     cost=st.sampled_from(["macs", "params"]),
 )
-def test_it_costs_at_most_what_was_asked(wholes, keep, case, of, cost):
-    whole = wholes[case]
+def test_it_costs_at_most_what_was_asked(whole_of, keep, case, of, cost):
+    whole = whole_of(case)
     spec = whole.smaller(keep, of, cost)
     costs = []
     for model in (whole.model, whole.cut_to(spec)):
@@ -173,9 +196,9 @@ def test_only_what_was_named_is_cut(wholes):
     whole = wholes["cascade"]
     variant = whole.smaller(0.95, ["qk"]).variant
     assert variant["embed_dim"] == M0["embed_dim"]
-    assert variant["ffn_dims"] == ((32, 32), (32, 48, 48, 48), (48, 48, 48, 48, 48, 48))
-    assert [len(dims) for dims in variant["key_dims"]] == [1, 1, 2]
-    assert sum(sum(dims) for dims in variant["key_dims"]) < 4 * 16
+    assert variant["ffn_dims"] == ((32, 32), (32, 48, 48, 48), (48, 48, 48, 48))
+    assert [len(dims) for dims in variant["key_dims"]] == [1, 1, 1]
+    assert sum(sum(dims) for dims in variant["key_dims"]) < 3 * 16
     assert min(min(dims) for dims in variant["key_dims"]) >= 1
 
 
@@ -219,10 +242,10 @@ def test_what_cannot_be_is_refused(options, message, wholes):
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ({"ffn_dims": ((32, 32),)}, "ffn_dims: expected 2, 4, 6 widths of 1 or more, stage by stage"),
-        ({"ffn_dims": 32}, "ffn_dims: expected 2, 4, 6 widths"),
-        ({"key_dims": ((16,), (16,), (16, 0))}, "key_dims: expected 1, 1, 2 widths of 1 or more"),
-        ({"key_dims": ((16,), (16,), (16, 8.5))}, "key_dims: expected 1, 1, 2 widths"),
+        ({"ffn_dims": ((32, 32),)}, "ffn_dims: expected 2, 4, 4 widths of 1 or more, stage by stage"),
+        ({"ffn_dims": (32, 32, 32)}, "ffn_dims: expected 2, 4, 4 widths"),
+        ({"key_dims": ((16,), (16,), (0,))}, "key_dims: expected 1, 1, 1 widths of 1 or more"),
+        ({"key_dims": ((16,), (16,), (8.5,))}, "key_dims: expected 1, 1, 1 widths"),
     ],
 )
 def test_widths_that_fit_no_layer_are_refused(variant, message):
