@@ -17,7 +17,7 @@ from vitesse.errors import ConfigError, StoppedError, TrainingError
 from vitesse.progress import say
 from vitesse.search.accuracy import Rung, TrainModel, is_behind, short_training
 from vitesse.search.cost import cost_of
-from vitesse.search.latency import Errors, Measure, Meter, Predictor
+from vitesse.search.latency import Measure, Meter, Predictor
 from vitesse.search.propose import propose
 from vitesse.search.result import SearchResult, Verdict, finalists, front_of, judged
 from vitesse.search.samples import Samples
@@ -149,7 +149,7 @@ class Search:
                 self._train(trial)
         self._try_hand_made(bound, predictor)
         self._try_others(bound)
-        return self._conclude(bound, errors)
+        return self._conclude(bound)
 
     def count(self) -> int:
         """Trials that are done; those that were only measured do not count."""
@@ -288,7 +288,7 @@ class Search:
         name = f"{trial.number:04}" if seed is None else f"{trial.number:04}-seed{seed}"
         return self.folder / "trials" / name
 
-    def _conclude(self, bound: float, errors: Errors) -> SearchResult:
+    def _conclude(self, bound: float) -> SearchResult:
         """Time those that matter once more, together; train the best again with other seeds."""
         trials = self.journal.trials()
         if not any(trial.state == "trained" for trial in trials):
@@ -306,7 +306,7 @@ class Search:
             reference=self.samples.conditions["reference"],
             reference_s=self.samples.reference_s,
             bound=bound,
-            errors=errors,
+            errors=self.samples.fitted()[1],
             trials=trials,
             front=front_of(trials),
             latencies=latencies,
