@@ -103,9 +103,9 @@ def search(
         try:
             return searching.run()
         except (StopRequestedError, StoppedError) as error:
-            done = searching.count()
+            done, what = searching.count(), str(error).partition(";")[0].removeprefix("stopped by ")
             raise StoppedError(
-                f"the search was stopped after {done} of {settings.trials} trials ({error}); run the same "
+                f"the search was stopped by {what}, after {done} of {settings.trials} trials; run the same "
                 "command again to go on"
             ) from error
 

@@ -47,7 +47,7 @@ def law_of_accuracy(spec: ModelSpec) -> float:
     """Best with heads of 24 values in the last stage, queries of 16, and a size as large as may be."""
     shape = shape_of(spec)
     width = shape["embed_dim"][2] // shape["num_heads"][2]
-    return 0.6 - 0.004 * abs(width - 24) - 0.01 * abs(shape["key_dim"] - 16) + 0.1 * size_of(spec) / UNIT
+    return 0.6 - 0.01 * abs(width - 24) - 0.01 * abs(shape["key_dim"] - 16) + 0.1 * size_of(spec) / UNIT
 
 
 class Machine:

@@ -19,7 +19,7 @@ Make = Callable[..., Search]
 
 
 def test_the_best_region_is_found_within_the_bound(make_search: Make, machine: Any) -> None:
-    result = make_search(trials=20).run()
+    result = make_search(trials=20, floor=0.3).run()
     assert result.bound == pytest.approx(1)
     assert all(trial.measured <= result.bound for trial in result.trials)
     assert [trial.state in ("trained", "stopped") for trial in result.trials] == [True] * 20
