@@ -7,6 +7,7 @@ an export; only what is within the bound is trained.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ MOST_STARTS = 3
 """A training that ended the process so often is not begun again."""
 MOST_TOO_SLOW = 5
 """Candidates measured and found too slow, for each that is to be trained."""
+FINAL_TIMES = 5
+"""So many times the rounds decide at the end which candidates are no slower than the hand-made model."""
 COUNTED = ("trained", "stopped", "failed")
 
 
@@ -96,7 +99,7 @@ def search(
             journal=journal,
             samples=samples,
             train=trainer,
-            measure=meter.measure,
+            measure=dataclasses.replace(meter, rounds=FINAL_TIMES * meter.rounds).measure,
             epochs=trainer.recipe.epochs,
             check=signals.check,
         )
@@ -120,6 +123,7 @@ class Search:
     """One search, with whatever measures and trains.
 
     Attributes:
+        measure: of the finalists; `samples` measure all others.
         epochs: of a short training.
         check: raises where a signal came.
     """
