@@ -43,17 +43,13 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """Times models as folded and exported ones with random weights, on one engine.
-
-    With one thread, samples are processor seconds, which other work on the machine disturbs least; with more
-    they are wall seconds.
-    """
+    """Times models as folded and exported ones with random weights, on one engine."""
 
     reference: ModelSpec
     engine: str = "onnxruntime"
     threads: int = 1
     batch_size: int = 1
-    rounds: int = 15
+    rounds: int = 30
 
     def measure(self, specs: Sequence[ModelSpec]) -> list[Measured]:
         """Every model, in the same rounds as the reference."""
@@ -66,16 +62,13 @@ class Meter:
         return [by_spec[spec] for spec in specs]
 
     def _compared(self, spec: ModelSpec, timing: Timing, reference: Timing) -> Measured:
-        base = self._samples(reference)
+        base = reference.samples_s
         ratio = None
         if timing.samples_s:
-            pairs = zip(self._samples(timing), base, strict=True)
+            pairs = zip(timing.samples_s, base, strict=True)
             ratio = statistics.median(one / other for one, other in pairs)
         seconds = statistics.median(base) * self.batch_size
         return Measured(spec=spec, ratio=ratio, reference_s=seconds, error=timing.error)
-
-    def _samples(self, timing: Timing) -> tuple[float, ...]:
-        return timing.processor_s if self.threads == 1 else timing.samples_s
 
     @functools.cached_property
     def _reference_runner(self) -> Runner:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from vitesse.spec import ModelSpec
 
 STARTUP = 8
 """So many are drawn at random before the sampler begins to learn from them."""
-DRAWS = 500
-"""How often it is asked at most."""
+DRAWS = 60
+"""How often the sampler is asked."""
+RANDOM_DRAWS = 600
+"""How many points are then drawn at random."""
 
 
 def propose(
@@ -24,15 +27,17 @@ def propose(
     seed: int,
     allowed: Callable[[ModelSpec], bool],
 ) -> Point | None:
-    """The next point; None where none of `DRAWS` proposals is allowed.
+    """The next point; None where no proposal is allowed.
 
     It depends on the seed and on the trials so far alone, so an interrupted search proposes what it would
-    have. What was not allowed is not told to the sampler. Candidates that were stopped count with the
-    accuracy that they had: a lower bound.
+    have. Candidates that were stopped count with the accuracy that they had: a lower bound. What is not
+    allowed stays open, so that the sampler takes it for bad and looks elsewhere.
     """
     optuna = require("optuna", "search")
-    mixed = int(np.random.default_rng([seed, len(trials)]).integers(2**31))
-    sampler = optuna.samplers.TPESampler(seed=mixed, n_startup_trials=STARTUP)
+    rng = np.random.default_rng([seed, len(trials)])
+    sampler = optuna.samplers.TPESampler(
+        seed=int(rng.integers(2**31)), n_startup_trials=STARTUP, constant_liar=True
+    )
     study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
     known = distributions(space)
     for trial in trials:
@@ -42,10 +47,7 @@ def propose(
                     params=dict(trial.point), distributions=known, values=[trial.top1, trial.measured]
                 )
             )
-    for _ in range(DRAWS):
-        asked = study.ask(known)
-        point: Point = asked.params
-        if allowed(space.spec(point, num_classes)):
-            return point
-        study.tell(asked, state=optuna.trial.TrialState.FAIL)
-    return None
+    asked = (study.ask(known).params for _ in range(DRAWS))
+    drawn = (space.draw(rng) for _ in range(RANDOM_DRAWS))
+    points: Iterator[Point] = itertools.chain(asked, drawn)
+    return next((point for point in points if allowed(space.spec(point, num_classes))), None)

@@ -80,7 +80,13 @@ def draw(result: SearchResult, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5.2), layout="constrained")
     known = [trial for trial in result.trials if trial.measured is not None and trial.top1 is not None]
     searched = [trial for trial in known if not trial.hand_made]
-    _scatter(axis, [t for t in searched if t.state == "stopped"], "stopped early", color=FAINT, marker="x")
+    _scatter(
+        axis,
+        [t for t in searched if t.state == "stopped"],
+        "stopped early, as they were then",
+        color=FAINT,
+        marker="x",
+    )
     _scatter(axis, [t for t in searched if t.state == "trained"], "found", color=OURS, marker="o")
     hand_made = [trial for trial in known if trial.hand_made]
     _scatter(axis, hand_made, "hand-made", color=THEIRS, marker="s", s=64, zorder=4)
@@ -88,12 +94,18 @@ def draw(result: SearchResult, path: Path) -> None:
     axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, label="Pareto front")
     axis.axvline(result.bound, color="#444", lw=1, ls="--", label=f"bound: {result.settings['max_latency']}")
     for trial in hand_made:
-        _name(axis, trial, trial.spec.name, THEIRS, (0, -14))
+        _name(axis, trial, trial.spec.name, THEIRS, (-8, 6), "right")
     if not result.best.hand_made:
-        _name(axis, result.best, f"best: trial {result.best.number}", OURS, (0, 9))
+        _name(axis, result.best, f"best: trial {result.best.number}", OURS, (0, 9), "center")
     axis.set_xlabel(f"latency on {_where(result)} ({result.reference['name']} = 1)")
     axis.set_ylabel("top-1 after the short training (%)")
-    axis.set_title(f"Architectures of {result.settings['family']} within {result.settings['max_latency']}")
+    limit = result.settings["max_latency"]
+    named = limit in (trial.spec.name for trial in hand_made)
+    axis.set_title(
+        f"{result.settings['family']}: no slower than {limit}"
+        if named
+        else f"{result.settings['family']} within {limit}"
+    )
     axis.margins(x=0.08, y=0.12)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8.5)
@@ -111,13 +123,13 @@ def _point(trial: Trial) -> tuple[float, float]:
     return trial.measured or 0.0, 100 * (trial.top1 or 0.0)
 
 
-def _name(axis: Any, trial: Trial, text: str, colour: str, offset: tuple[int, int]) -> None:
+def _name(axis: Any, trial: Trial, text: str, colour: str, offset: tuple[int, int], side: str) -> None:
     axis.annotate(
         text,
         _point(trial),
         xytext=offset,
         textcoords="offset points",
-        ha="center",
+        ha=side,
         fontsize=8.5,
         color=colour,
     )

@@ -7,6 +7,7 @@ an export; only what is within the bound is trained.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from vitesse.errors import ConfigError, StoppedError, TrainingError, one_line
 from vitesse.progress import say
 from vitesse.search.accuracy import Rung, TrainModel, is_behind, short_training
 from vitesse.search.cost import cost_of
-from vitesse.search.latency import Errors, Measure, Meter, Predictor
+from vitesse.search.latency import Measure, Meter, Predictor
 from vitesse.search.propose import propose
 from vitesse.search.result import SearchResult, Verdict, finalists, front_of, judged
 from vitesse.search.samples import Samples
@@ -33,6 +34,8 @@ MOST_STARTS = 3
 """A training that ended the process so often is not begun again."""
 MOST_TOO_SLOW = 5
 """Candidates measured and found too slow, for each that is to be trained."""
+FINAL_TIMES = 5
+"""So many times the rounds decide at the end which candidates are no slower than the hand-made model."""
 COUNTED = ("trained", "stopped", "failed")
 
 
@@ -95,16 +98,16 @@ def search(
             journal=journal,
             samples=samples,
             train=trainer,
-            measure=meter.measure,
+            measure=dataclasses.replace(meter, rounds=FINAL_TIMES * meter.rounds).measure,
             epochs=trainer.recipe.epochs,
             check=signals.check,
         )
         try:
             return searching.run()
         except (StopRequestedError, StoppedError) as error:
-            done = searching.count()
+            done, what = searching.count(), str(error).partition(";")[0].removeprefix("stopped by ")
             raise StoppedError(
-                f"the search was stopped after {done} of {settings.trials} trials ({error}); run the same "
+                f"the search was stopped by {what}, after {done} of {settings.trials} trials; run the same "
                 "command again to go on"
             ) from error
 
@@ -119,6 +122,7 @@ class Search:
     """One search, with whatever measures and trains.
 
     Attributes:
+        measure: of the finalists; `samples` measure all others.
         epochs: of a short training.
         check: raises where a signal came.
     """
@@ -148,7 +152,7 @@ class Search:
                 self._train(trial)
         self._try_hand_made(bound, predictor)
         self._try_others(bound)
-        return self._conclude(bound, errors)
+        return self._conclude(bound)
 
     def count(self) -> int:
         """Trials that are done; those that were only measured do not count."""
@@ -287,7 +291,7 @@ class Search:
         name = f"{trial.number:04}" if seed is None else f"{trial.number:04}-seed{seed}"
         return self.folder / "trials" / name
 
-    def _conclude(self, bound: float, errors: Errors) -> SearchResult:
+    def _conclude(self, bound: float) -> SearchResult:
         """Time those that matter once more, together; train the best again with other seeds."""
         trials = self.journal.trials()
         if not any(trial.state == "trained" for trial in trials):
@@ -305,7 +309,7 @@ class Search:
             reference=self.samples.conditions["reference"],
             reference_s=self.samples.reference_s,
             bound=bound,
-            errors=errors,
+            errors=self.samples.fitted()[1],
             trials=trials,
             front=front_of(trials),
             latencies=latencies,

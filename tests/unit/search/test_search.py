@@ -1,0 +1,180 @@
+"""Searches on a machine whose laws are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitesse.errors import ConfigError, TrainingError
+from vitesse.search.accuracy import COMPARED, Rung, is_behind
+from vitesse.search.run import MOST_STARTS, Search, _alone_in
+from vitesse.search.trials import Journal
+from vitesse.spec import ModelSpec
+
+Make = Callable[..., Search]
+
+
+def test_the_best_region_is_found_within_the_bound(make_search: Make, machine: Any) -> None:
+    result = make_search(trials=20, floor=0.3).run()
+    assert result.bound == pytest.approx(1)
+    assert all(trial.measured <= result.bound for trial in result.trials)
+    assert [trial.state in ("trained", "stopped") for trial in result.trials] == [True] * 20
+    assert result.best.spec.variant["key_dim"] == 16
+    shape = result.best.spec.variant
+    assert shape["embed_dim"][2] // shape["num_heads"][2] in (16, 24, 32)
+    assert result.verdict.gain > 0.05
+    assert result.verdict.seeds == 1
+    assert result.errors.p90 < 1e-6
+
+
+def test_the_hand_made_model_is_tried_first_and_never_stopped(make_search: Make, machine: Any) -> None:
+    result = make_search().run()
+    assert result.trials[0].hand_made
+    assert result.trials[0].spec == ModelSpec(name="efficientvit_m0", image_size=(32, 32), num_classes=5)
+    assert [trial.hand_made for trial in result.trials].count(True) == 1
+
+
+def test_candidates_below_the_floor_or_of_too_many_macs_are_passed_over(make_search: Make) -> None:
+    result = make_search(floor=0.8).run()
+    assert all(trial.measured >= 0.8 for trial in result.trials)
+
+
+def test_macs_are_bounded(make_search: Make) -> None:
+    result = make_search(max_macs=0.08, floor=0).run()  # M0 has 0.147 by the law
+    assert result.verdict.baseline is None
+    assert "no hand-made model" in result.verdict.explain()
+
+
+def test_an_interrupted_search_goes_on_where_it_was(make_search: Make, machine: Any) -> None:
+    machine.break_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        make_search().run()
+    machine.break_at = None
+    search = make_search()
+    assert [trial.state for trial in search.journal.trials()].count("open") == 1
+    interrupted = search.run()
+    assert len(set(machine.trained)) == len(machine.trained) == 8 + 2
+    assert len(set(machine.measured)) == len(machine.measured) - len(interrupted.latencies)
+    before = list(machine.trained)
+    assert make_search().run() == interrupted
+    assert machine.trained == before
+
+
+def test_an_interruption_changes_nothing(make_search: Make, machine: Any, tmp_path: Path) -> None:
+    machine.break_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        make_search().run()
+    machine.break_at = None
+    specs = [trial.spec for trial in make_search().run().trials]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert [trial.spec for trial in make_search().run().trials] == specs
+
+
+def test_a_search_can_be_prolonged_but_not_changed(make_search: Make, machine: Any) -> None:
+    make_search(trials=3, confirm=0).run()
+    result = make_search(trials=5, confirm=0).run()
+    assert len(result.trials) == len(machine.trained) == 5
+    with pytest.raises(ConfigError, match=r"holds a search with floor 0\.5, now 0\.1 is asked for"):
+        make_search(floor=0.1)
+
+
+def test_a_failure_is_one_row(make_search: Make, machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.refuse = lambda spec: bool(spec.variant) and spec.variant["key_dim"] == 24
+    result = make_search(trials=12).run()
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert failed
+    assert {trial.error for trial in failed} == {"not enough memory: you tried to allocate 9 GB and more"}
+    assert f"trial {failed[0].number} failed: not enough memory" in capsys.readouterr().err
+    assert sum(trial.state in ("trained", "stopped", "failed") for trial in result.trials) == 12
+
+
+def test_a_search_without_any_training_fails(make_search: Make, machine: Any) -> None:
+    machine.refuse = lambda spec: True
+    with pytest.raises(TrainingError, match="no candidate could be trained: not enough memory"):
+        make_search(trials=2).run()
+
+
+def test_a_training_that_kills_the_process_is_given_up(make_search: Make, machine: Any) -> None:
+    machine.break_at = 0
+    for _ in range(MOST_STARTS):
+        with pytest.raises(KeyboardInterrupt):
+            make_search(trials=2).run()
+    machine.break_at = None
+    result = make_search(trials=2).run()
+    assert [trial.state for trial in result.trials] == ["failed", "trained"]
+    assert "ended the process 3 times" in result.trials[0].error
+
+
+def test_candidates_measured_too_slow_are_not_trained(
+    make_search: Make, machine: Any, change: Callable[..., Any]
+) -> None:
+    honest = machine.measure
+
+    def slower(specs: Any) -> Any:
+        """Some models are slower than any sum of costs would have them."""
+        return [
+            change(sample, ratio=3 * sample.ratio) if sample.spec.variant.get("key_dim") == 8 else sample
+            for sample in honest(specs)
+        ]
+
+    machine.measure = slower
+    result = make_search(trials=10).run()
+    slow = [trial for trial in result.trials if trial.state == "too slow"]
+    assert all(trial.measured > result.bound for trial in slow)
+    assert {trial.spec for trial in slow}.isdisjoint(spec for spec, _ in machine.trained)
+
+
+def test_those_behind_the_others_are_stopped(make_search: Make, machine: Any) -> None:
+    result = make_search(trials=16, floor=0).run()
+    stopped = [trial for trial in result.trials if trial.state == "stopped"]
+    assert stopped
+    assert all(list(trial.rungs) == [1] for trial in stopped)
+    assert not any(trial.number in result.front for trial in stopped)
+
+
+def test_who_is_behind() -> None:
+    rivals = [Rung(latency=1.0, top1=0.2)] * COMPARED
+    assert is_behind(Rung(latency=1.0, top1=0.1), rivals)
+    assert not is_behind(Rung(latency=1.0, top1=0.2), rivals)
+    assert not is_behind(Rung(latency=0.9, top1=0.1), rivals)
+    assert not is_behind(Rung(latency=1.0, top1=0.1), rivals[1:])
+
+
+def test_a_latency_that_nothing_reaches_is_refused(make_search: Make) -> None:
+    with pytest.raises(
+        ConfigError, match=r"the fastest candidate takes .* ms here, expected at least that, got 1us"
+    ):
+        make_search(max_latency="1us").run()
+
+
+def test_a_time_is_a_bound_too(make_search: Make) -> None:
+    result = make_search(max_latency="1.5ms").run()  # the reference takes 2
+    assert result.bound == pytest.approx(0.75)
+    assert all(trial.measured <= 0.75 for trial in result.trials)
+
+
+def test_a_line_that_was_written_in_part_is_removed(
+    make_search: Make, tmp_path: Path, small_space: Any
+) -> None:
+    make_search(trials=2).run()
+    journal = tmp_path / "study.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"work')
+    assert len(Journal(tmp_path, small_space, 5).trials()) >= 2
+    lines = journal.read_bytes().splitlines()
+    assert lines[: len(whole.splitlines())] == whole.splitlines()
+    assert all(json.loads(line) for line in lines)
+
+
+def test_a_folder_is_searched_by_one_process(tmp_path: Path) -> None:
+    with (
+        _alone_in(tmp_path),
+        pytest.raises(ConfigError, match="another search is running"),
+        _alone_in(tmp_path),
+    ):
+        pass
