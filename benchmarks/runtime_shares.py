@@ -4,7 +4,7 @@
 
 EfficientViT's first finding (arXiv 2305.07027, section 2.1 and figure 2), repeated on today's engines as
 `vitesse analyze runtime` does it: Swin-T and DeiT-T of timm, EfficientViT-M5 and SHViT-S4, 224 px, fp32,
-one thread, batches of 16 as the paper times them. Shares are of the time inside operators; every operator has
+one thread. Shares are of the time inside operators; every operator has
 the median of its runs.
 """
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     rows = measured(args.batch_size, args.rounds)
