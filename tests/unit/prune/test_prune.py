@@ -214,10 +214,16 @@ def test_it_is_an_ordinary_checkpoint(case, wholes, tmp_path):
     assert read.spec == spec
     expected = smaller(whole.images).detach()
     assert torch.equal(read.eval()(whole.images), expected)
-    folded = fold(smaller)
-    torch.testing.assert_close(folded(whole.images), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(fold(smaller)(whole.images), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_it_is_exported_like_any_other(wholes):
+    whole = wholes["cascade"]
+    spec = fewer_of(whole, {"ffn": 9, "k": 5, "width": 2})
+    smaller = whole.cut_to(spec)
+    expected = smaller(whole.images).detach()
     session = onnxruntime.InferenceSession(
-        to_onnx(folded, spec).SerializeToString(), providers=["CPUExecutionProvider"]
+        to_onnx(fold(smaller), spec).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     (logits,) = session.run(None, {session.get_inputs()[0].name: whole.images.numpy()})
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-3, atol=1e-5)
