@@ -158,7 +158,6 @@ def _layers(dim: int, heads: int, depth: int, window: int, share: float) -> Iter
         yield Residual(Windows(dim, heads, window, moved and window > 0) if attends else FeedForward(dim))
 
 
-@register(*CONFIGS, changes={})
 def build(spec: ModelSpec) -> Transformer:
     """The transformer that `spec` describes."""
     return Transformer(spec, configured(CONFIGS, spec))
@@ -269,6 +268,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/proportion"))
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    register(*CONFIGS, changes={})(build)
     rows = [row for name in CONFIGS for row in study(args.runs, name, args.rounds)]
     settings = {"recipe": RECIPE, "overrides": OVERRIDES, "scored": SCORED, "faster": FASTER}
     write_record(

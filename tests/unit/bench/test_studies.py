@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from vitesse.models.variants import read_spec
+
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
     study = importlib.import_module("proportion")
@@ -46,9 +48,7 @@ def test_the_width_of_a_time_is_found():
 
 
 def test_a_spec_file_of_a_sub_network_rebuilds_it(tmp_path):
-    from vitesse.models import create_model
-
-    model = create_model(study.spec_file(tmp_path, "proportion_swin", 0.2, 24))
+    model = study.build(read_spec(study.spec_file(tmp_path, "proportion_swin", 0.2, 24)))
     layers = [module for module in model.modules() if isinstance(module, study.Windows)]
     assert len(layers) == 4
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
