@@ -5,8 +5,8 @@
 
 Models drawn at random from a family's design space are timed in the same rounds as its smallest published
 one. A predictor is fitted on the first three quarters of them and tested on the rest, which are timed once
-more later: no prediction can be nearer to a measurement than another measurement is. An interrupted run goes on
-by the same command: what was measured is kept in `--out`.
+more later: no prediction can be nearer to a measurement than another measurement is. An interrupted run goes
+on by the same command: what was measured is kept in `--out`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def latency(arguments: argparse.Namespace) -> None:
     for start in range(0, len(specs), GROUP):
         later.of(specs[start : start + GROUP])
     content = tested(rows, samples, fitted, [sample.ratio for sample in later.of(specs)])
-    path = write_record("search_latency", {"conditions": dict(samples.conditions), **content})
+    path = write_record("search_latency", content)
     write_atomically(path.with_suffix(".md"), table(content).encode())
     print(table(content), end="")
 
@@ -56,6 +56,7 @@ def tested(rows: list[Any], samples: Samples, fitted: int, again: list[Any]) -> 
     predictor = Predictor.fit(costs[:fitted], ratios[:fitted], samples.batch_size)
     errors = predictor.errors(costs[fitted:], ratios[fitted:])
     return {
+        "conditions": dict(samples.conditions),
         "reference_ms": samples.reference_s * 1000,
         "fitted_on": fitted,
         "held_out": to_mapping(errors),
@@ -89,8 +90,8 @@ def table(content: dict[str, Any]) -> str:
         f"Latency over that of {where['reference']['name']} on {where['engine']}, {where['threads']} thread, "
         f"batch {where['batch_size']}: fitted on {content['fitted_on']} models, and of "
         f"{held_out['models']} others the median error is {held_out['median']:.1%}, p90 "
-        f"{held_out['p90']:.1%}. Timed once more, they differ by {content['again_median']:.1%} (median) from the "
-        f"first time.\n\n{markdown(rows)}"
+        f"{held_out['p90']:.1%}. Timed once more, they differ from the first time by "
+        f"{content['again_median']:.1%} (median).\n\n{markdown(rows)}"
     )
 
 
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=40)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RECORDS.parent / "out" / "search")
     latency(parser.parse_args())

@@ -50,7 +50,7 @@ class Settings:
     samples: int = 24
     confirm: int = 2
     seed: int = 0
-    rounds: int = 30
+    rounds: int = 60
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
