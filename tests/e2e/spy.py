@@ -43,9 +43,9 @@ def watched_read(self: AugmentedPictures, key: Key) -> Any:
     return read_picture(self, key)
 
 
-def weighed_fit(self: loop.Trainer) -> TrainResult:
+def weighed_fit(self: loop.Trainer, *options: Any) -> TrainResult:
     try:
-        return fit(self)
+        return fit(self, *options)
     finally:
         moments = (value for state in self.optimizer.state.values() for value in state.values())
         held = sum(own_part(t).untyped_storage().nbytes() for t in (*self.model.parameters(), *moments))

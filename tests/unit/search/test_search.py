@@ -94,14 +94,14 @@ def test_a_failure_is_one_row(make_search: Make, machine: Any, capsys: pytest.Ca
     result = make_search(trials=12).run()
     failed = [trial for trial in result.trials if trial.state == "failed"]
     assert failed
-    assert {trial.error for trial in failed} == {"not enough memory: you tried to allocate 9 GB and more"}
-    assert f"trial {failed[0].number} failed: not enough memory" in capsys.readouterr().err
+    assert {trial.error for trial in failed} == {"MemoryError: not enough memory: you tried to allocate 9 GB and more"}
+    assert f"trial {failed[0].number} failed: MemoryError: not enough memory" in capsys.readouterr().err
     assert sum(trial.state in ("trained", "stopped", "failed") for trial in result.trials) == 12
 
 
 def test_a_search_without_any_training_fails(make_search: Make, machine: Any) -> None:
     machine.refuse = lambda spec: True
-    with pytest.raises(TrainingError, match="no candidate could be trained: not enough memory"):
+    with pytest.raises(TrainingError, match="no candidate could be trained: MemoryError: not enough memory"):
         make_search(trials=2).run()
 
 
