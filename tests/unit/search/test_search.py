@@ -11,7 +11,8 @@ import pytest
 
 from vitesse.errors import ConfigError, TrainingError
 from vitesse.search.accuracy import COMPARED, Rung, is_behind
-from vitesse.search.run import MOST_STARTS, Search, _alone_in
+from vitesse.search.loop import MOST_STARTS, Search
+from vitesse.search.run import _alone_in
 from vitesse.search.trials import Journal
 from vitesse.spec import ModelSpec
 
