@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from vitesse.bench.contenders import folded, random_manifest, random_model, started
 from vitesse.bench.measure import Contender, Runner, Timing, time_interleaved
 from vitesse.errors import ConfigError, from_extra, require
+from vitesse.runtime.artefact import Artefact, read_artefact
 from vitesse.search.cost import Cost, cost_of
 from vitesse.spec import ModelSpec
 
@@ -103,16 +106,12 @@ def _runner(spec: ModelSpec, engine: str, threads: int, batch_size: int) -> Runn
         proto = traced(model, {INPUT: images_BCHW}, {}, OUTPUTS["classify"], spec.name)
     else:
         proto = to_onnx(model, spec)
-    return started(in_memory(proto, spec), engine, threads).run
+    return started(_in_memory(proto, spec), engine, threads).run
 
 
-def in_memory(proto: Any, spec: ModelSpec) -> Any:
+def _in_memory(proto: Any, spec: ModelSpec) -> Artefact:
     """The artefact of an `onnx.ModelProto` that is no file for longer than it takes to read it."""
-    import tempfile
-    from pathlib import Path
-
     from vitesse.export.onnx import write_artefact
-    from vitesse.runtime.artefact import read_artefact
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -33,7 +33,7 @@ from vitesse.errors import EngineError
 from vitesse.export.onnx import MODULE_KEY
 from vitesse.runtime.artefact import Artefact
 
-IN, OUT, ROWS = 16, 32, 8
+IN, OUT, ROWS = 32, 512, 256  # enough for every engine to need a microsecond
 
 
 def product_and_transpose(with_modules: bool = True) -> onnx.ModelProto:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vitesse.search import latency, run, samples
+from vitesse.search import latency, loop, samples
 from vitesse.search.cost import Cost
 from vitesse.search.latency import Measured
-from vitesse.search.run import Search
+from vitesse.search.loop import Search
 from vitesse.search.samples import Samples
 from vitesse.search.settings import Settings
 from vitesse.search.space import EfficientViTSpace, Space
@@ -105,7 +105,7 @@ def make_search(
     def cost(spec: ModelSpec, batch_size: int = 1) -> Cost:
         return Cost(dense_macs=size_of(spec))
 
-    for module in (latency, run, samples):
+    for module in (latency, loop, samples):
         monkeypatch.setattr(module, "cost_of", cost)
 
     def make(**changes: Any) -> Search:

@@ -11,7 +11,8 @@ import pytest
 
 from vitesse.errors import ConfigError, TrainingError
 from vitesse.search.accuracy import COMPARED, Rung, is_behind
-from vitesse.search.run import MOST_STARTS, Search, _alone_in
+from vitesse.search.loop import MOST_STARTS, Search
+from vitesse.search.run import _alone_in
 from vitesse.search.trials import Journal
 from vitesse.spec import ModelSpec
 
@@ -94,7 +95,9 @@ def test_a_failure_is_one_row(make_search: Make, machine: Any, capsys: pytest.Ca
     result = make_search(trials=12).run()
     failed = [trial for trial in result.trials if trial.state == "failed"]
     assert failed
-    assert {trial.error for trial in failed} == {"MemoryError: not enough memory: you tried to allocate 9 GB and more"}
+    assert {trial.error for trial in failed} == {
+        "MemoryError: not enough memory: you tried to allocate 9 GB and more"
+    }
     assert f"trial {failed[0].number} failed: MemoryError: not enough memory" in capsys.readouterr().err
     assert sum(trial.state in ("trained", "stopped", "failed") for trial in result.trials) == 12
 
