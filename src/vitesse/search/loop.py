@@ -16,7 +16,7 @@ from vitesse.search.accuracy import Rung, TrainModel, is_behind
 from vitesse.search.cost import cost_of
 from vitesse.search.latency import Measure, Predictor
 from vitesse.search.propose import propose
-from vitesse.search.result import SearchResult, finalists, front_of, judged
+from vitesse.search.result import SearchResult, finalists, front_of, judged, settled
 from vitesse.search.samples import Samples
 from vitesse.search.settings import Settings
 from vitesse.search.space import Space
@@ -226,8 +226,8 @@ class Search:
             reference_s=self.samples.reference_s,
             bound=bound,
             errors=self.samples.fitted()[1],
-            trials=trials,
-            front=front_of(trials),
+            trials=(final := settled(trials, latencies)),
+            front=front_of(final, bound),
             latencies=latencies,
             verdict=verdict,
             folder=self.folder,

@@ -91,10 +91,11 @@ def draw(result: SearchResult, path: Path) -> None:
     hand_made = [trial for trial in known if trial.hand_made]
     _scatter(axis, hand_made, "hand-made", color=THEIRS, marker="s", s=64, zorder=4)
     points = [_point(result.trials[number]) for number in result.front]
-    axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, label="Pareto front")
+    if points:
+        axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, label="Pareto front")
     axis.axvline(result.bound, color="#444", lw=1, ls="--", label=f"bound: {result.settings['max_latency']}")
     for trial in hand_made:
-        _name(axis, trial, trial.spec.name, THEIRS, (-8, 6), "right")
+        _name(axis, trial, trial.spec.name, THEIRS, (-8, -13), "right")
     if not result.best.hand_made:
         _name(axis, result.best, f"best: trial {result.best.number}", OURS, (0, 9), "center")
     axis.set_xlabel(f"latency on {_where(result)} ({result.reference['name']} = 1)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,14 @@ def trained(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.state == "trained"]
 
 
-def front_of(trials: Sequence[Trial]) -> list[int]:
-    """Trials that no other beats in both, latency and accuracy, the fastest first."""
-    done = trained(trials)
+def settled(trials: Sequence[Trial], latencies: Mapping[int, float]) -> list[Trial]:
+    """The trials with the latencies that they were found to have at the end, where they were timed again."""
+    return [replace(trial, measured=latencies.get(trial.number, trial.measured)) for trial in trials]
+
+
+def front_of(trials: Sequence[Trial], bound: float) -> list[int]:
+    """Trials within the bound that no other beats in both, latency and accuracy, the fastest first."""
+    done = [trial for trial in trained(trials) if trial.measured is not None and trial.measured <= bound]
     points = [(trial.measured or 0.0, trial.top1 or 0.0) for trial in done]
     return [done[index].number for index in pareto_front(points)]
 
@@ -119,8 +124,8 @@ class SearchResult:
         reference_s: its seconds a batch at the start.
         bound: the highest ratio.
         errors: of the latency predictor.
-        trials: all, in their order.
-        front: trials that no other beats, the fastest first.
+        trials: all, in their order, the finalists with the latencies that they were found to have at the end.
+        front: trials within the bound that no other beats, the fastest first.
         latencies: ratios of the finalists, from the same rounds.
     """
 
@@ -137,11 +142,13 @@ class SearchResult:
 
     @property
     def best(self) -> Trial:
-        """The challenger where it beats the hand-made model, else the most accurate of the front."""
+        """The challenger where it beats the hand-made model, else the most accurate within the bound."""
         number = self.verdict.challenger
         if number is not None and (self.verdict.gain or 0.0) > 0:
             return self.trials[number]
-        return self.trials[self.front[-1]]
+        if self.front:
+            return self.trials[self.front[-1]]
+        return min(trained(self.trials), key=lambda trial: trial.measured or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -11,7 +11,7 @@ import pytest
 
 from vitesse.models.variants import read_spec
 from vitesse.search.report import describe, markdown, write_result
-from vitesse.search.result import front_of, judged
+from vitesse.search.result import front_of, judged, settled
 from vitesse.search.trials import Trial
 from vitesse.spec import ModelSpec
 
@@ -35,7 +35,8 @@ def trial(
 
 def test_the_front_holds_what_no_other_beats() -> None:
     trials = [trial(0, 1.0, 0.3), trial(1, 0.8, 0.3), trial(2, 0.5, 0.1), trial(3, 0.6, 0.05)]
-    assert front_of([*trials, trial(4, 0.1, 0.9, state="stopped")]) == [2, 1]
+    assert front_of([*trials, trial(4, 0.1, 0.9, state="stopped")], 1.0) == [2, 1]
+    assert front_of(settled(trials, {1: 1.1}), 1.0) == [2, 0]
 
 
 def test_the_verdict_is_on_models_that_are_no_slower() -> None:
