@@ -175,7 +175,7 @@ def test_narrower_norms_over_channels_can_be_cut_too(randomise):
 
 @settings(max_examples=4, deadline=None)
 @given(
-    keep=st.floats(0.35, 0.99),
+    keep=st.floats(0.45, 0.99),  # the widths alone leave 0.41 at least
     case=st.sampled_from(["cascade", "single head"]),
     of=st.sampled_from([("ffn", "qk", "width"), ("width",)]),
     cost=st.sampled_from(["macs", "params"]),
