@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import vitesse
-from common import DATA, RECORDS, fastest, markdown, trained, write_record
+from common import DATA, RECORDS, fastest, markdown, spread, trained, write_record
 from vitesse.bench import benchmark
 from vitesse.files import atomic_path, write_atomically
 from vitesse.models import create_model
@@ -95,15 +95,16 @@ def parameters(name: str) -> int:
 
 def table(top1: Mapping[str, Sequence[float]], timed: Mapping[str, Any]) -> str:
     """A line for each variant, below the model that it changes."""
-    head = ["model", "parameters, M", "MACs, M", "top-1, %", "change", "paper's"]
+    head = ["model", "parameters, M", "MACs, M", "top-1, %", "over seeds", "change", "paper's"]
     lines: list[list[object]] = [[*head, *(f"speed, batch {batch}" for batch in BATCHES)]]
     for base in BASES:
         for name in names(base):
             cells: list[object] = [name, f"{parameters(name) / 1e6:.2f}", f"{timed[name]['macs'] / 1e6:.0f}"]
             points = 100 * statistics.mean(top1[name])
             plain = 100 * statistics.mean(top1[base])
+            seeds = spread(top1[name])
             paper = f"{PAPER[name]:+.1f}" if name in PAPER else ""
-            cells += [f"{points:.1f}", "" if name == base else f"{points - plain:+.1f}", paper]
+            cells += [f"{points:.1f}", seeds, "" if name == base else f"{points - plain:+.1f}", paper]
             lines.append([*cells, *(f"{timed[name]['speed'][batch]:.2f}" for batch in BATCHES)])
     return markdown(lines)
 
@@ -137,7 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--only", choices=("accuracy", "speed"), help="print that alone, write no record")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.only == "accuracy":

@@ -63,6 +63,11 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def spread(shares: Sequence[float]) -> str:
+    """The lowest and the highest of some shares, in per cent."""
+    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f}"
+
+
 def markdown(rows: Sequence[Sequence[object]]) -> str:
     """Rows as a Markdown table; the first row is the heading."""
     cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]

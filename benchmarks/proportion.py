@@ -8,8 +8,8 @@ spread. Each gets the width at which it is 1.25 times as fast as the usual one i
 interleaved (`vitesse.bench`, one thread, batch 16), and the one on the curve through them is taken.
 
 Accuracy: CIFAR-100 at 32 px from scratch, recipe `cifar100`, the same 10 000 pictures three times and the
-same seed for every row, scored on 5000 test pictures (standard error 0.6 points); finished runs are kept. The
-share of time that memory bounds is that of `vitesse analyze runtime`.
+same seeds for every row, scored on 5000 test pictures (standard error of a run 0.6 points); finished runs are
+kept. The share of time that memory bounds is that of `vitesse analyze runtime`.
 
 Shape suffixes: B images, C channels, H rows, W columns, N tokens.
 """
@@ -17,6 +17,7 @@ Shape suffixes: B images, C channels, H rows, W columns, N tokens.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import vitesse
-from common import DATA, RECORDS, fastest, markdown, trained, write_record
+from common import DATA, RECORDS, fastest, markdown, spread, trained, write_record
 from vitesse.analyze import analyze_runtime
 from vitesse.bench import benchmark
 from vitesse.files import atomic_path, write_atomically
@@ -199,15 +200,23 @@ def fitting_widths(folder: Path, name: str, rounds: int) -> dict[float, int]:
     }
 
 
-def study(runs: Path, name: str, rounds: int) -> list[dict[str, Any]]:
-    """A row for each share: width, parameters, relative speed, what memory bounds, accuracy."""
+def accuracy(file: str, runs: Path, seeds: Sequence[int]) -> list[float]:
+    """Top-1 of a spec file's model, one for each seed."""
+    found = []
+    for seed in seeds:
+        checkpoint = trained(file, runs / f"{Path(file).stem}-{seed}", RECIPE, {**OVERRIDES, "seed": seed})
+        scores = vitesse.evaluate(DATA / "cifar100", model=checkpoint, engine="torch", limit=SCORED)
+        found.append(scores.to_dict()["top1"])
+    return found
+
+
+def study(runs: Path, name: str, rounds: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each share: width, parameters, relative speed, what memory bounds, accuracies."""
     chosen = fitting_widths(runs, name, rounds)
     files = {share: spec_file(runs, name, share, width) for share, width in chosen.items()}
     seconds = times(list(files.values()), rounds)
     rows = []
     for share, file in files.items():
-        checkpoint = trained(file, runs / Path(file).stem, RECIPE, OVERRIDES)
-        scores = vitesse.evaluate(DATA / "cifar100", model=checkpoint, engine="torch", limit=SCORED)
         profiles = analyze_runtime(file, engines="torch,onnxruntime", batch_size=BATCH, rounds=5).profiles
         model = vitesse.create_model(file)
         rows.append(
@@ -218,7 +227,7 @@ def study(runs: Path, name: str, rounds: int) -> list[dict[str, Any]]:
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "speed": seconds[files[USUAL]] / seconds[file],
                 "memory_bound": {profile.engine: profile.memory_bound_share for profile in profiles},
-                "top1": scores.to_dict()["top1"],
+                "top1": accuracy(file, runs, seeds),
             }
         )
     return rows
@@ -226,11 +235,12 @@ def study(runs: Path, name: str, rounds: int) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["model", "attention", "width", "parameters, M", "speed", "memory-bound, torch", "ONNX Runtime"]
-    lines: list[list[object]] = [[*head, "top-1, %"]]
+    lines: list[list[object]] = [[*head, "top-1, %", "over seeds"]]
     for row in rows:
         bound = [f"{row['memory_bound'][engine]:.0%}" for engine in ("torch", "onnxruntime")]
         cells = [row["model"], f"{row['share']:.0%}", row["width"], f"{row['parameters'] / 1e6:.2f}"]
-        lines.append([*cells, f"{row['speed']:.2f}", *bound, f"{100 * row['top1']:.1f}"])
+        top1 = [f"{100 * statistics.mean(row['top1']):.1f}", spread(row["top1"])]
+        lines.append([*cells, f"{row['speed']:.2f}", *bound, *top1])
     return markdown(lines)
 
 
@@ -239,20 +249,28 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((10, 4.2), layout="constrained")
-    accuracy, bound = figure.subplots(1, 2)
+    scores, bound = figure.subplots(1, 2)
     for name, colour in zip(CONFIGS, ("#4878a8", "#c8553d"), strict=True):
         mine = [row for row in rows if row["model"] == name]
         shares = [100 * row["share"] for row in mine]
         label = name.removeprefix("proportion_") + "-like"
-        accuracy.plot(shares, [100 * row["top1"] for row in mine], "o-", color=colour, label=label)
+        means = [100 * statistics.mean(row["top1"]) for row in mine]
+        scores.plot(shares, means, "o-", color=colour, label=label)
+        scores.vlines(
+            shares,
+            [100 * min(row["top1"]) for row in mine],
+            [100 * max(row["top1"]) for row in mine],
+            color=colour,
+            alpha=0.5,
+        )
         for engine, line in (("torch", "o-"), ("onnxruntime", "s--")):
             values = [100 * row["memory_bound"][engine] for row in mine]
             bound.plot(shares, values, line, color=colour, label=f"{label}, {engine}")
-    accuracy.set_title("Accuracy at equal speed", loc="left")
-    accuracy.set_ylabel("top-1 on CIFAR-100, %")
+    scores.set_title("Accuracy at equal speed", loc="left")
+    scores.set_ylabel("top-1 on CIFAR-100, %")
     bound.set_title("Time in operators that memory bounds", loc="left")
     bound.set_ylabel("%")
-    for axis in (accuracy, bound):
+    for axis in (scores, bound):
         axis.set_xlabel("layers that are attention, %")
         axis.legend(frameon=False, fontsize=8)
         axis.grid(alpha=0.3)
@@ -266,11 +284,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/proportion"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     register(*CONFIGS, changes={})(build)
-    rows = [row for name in CONFIGS for row in study(args.runs, name, args.rounds)]
-    settings = {"recipe": RECIPE, "overrides": OVERRIDES, "scored": SCORED, "faster": FASTER}
+    rows = [row for name in CONFIGS for row in study(args.runs, name, args.rounds, args.seeds)]
+    settings = {
+        "recipe": RECIPE,
+        "overrides": OVERRIDES,
+        "scored": SCORED,
+        "faster": FASTER,
+        "seeds": args.seeds,
+    }
     write_record(
         "proportion", {"settings": settings, "configs": [repr(c) for c in CONFIGS.values()], "rows": rows}
     )
