@@ -71,7 +71,7 @@ class Structure:
 
     Attributes:
         taps: each channel's values add up over all taps that have it.
-        uses: every dimension that changes with the number of channels; none of models that are not cut.
+        uses: every dimension that changes with the number of channels that can be cut.
     """
 
     taps: list[Tap] = field(default_factory=list)
@@ -81,3 +81,8 @@ class Structure:
         """All of them once, in the order of computation."""
         axes = [*(tap.axis for tap in self.taps), *(use.axis for use in self.uses)]
         return list(dict.fromkeys(channels for axis in axes for channels in axis))
+
+    def cut_with(self, kind: str) -> list[Channels]:
+        """Those of a kind that weights are known to lie along."""
+        used = {channels for use in self.uses for channels in use.axis}
+        return [channels for channels in self.channels() if channels.kind == kind and channels in used]

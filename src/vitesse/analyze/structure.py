@@ -1,14 +1,14 @@
 """Which channels a model has, by following them through its layers.
 
-Of EfficientViT (MSRA) and SHViT all is said, so that a smaller model can be made of them; of plain vision
-transformers, ours and timm's, and of timm's Swin only where queries, keys, values, hidden and residual
-channels appear.
+Of EfficientViT (MSRA) and SHViT all is said, so that a smaller model can be made of them; of our plain vision
+transformers all but what carries the residual channels; of timm's and of its Swin only where queries, keys,
+values, hidden and residual channels appear.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,8 @@ from vitesse.errors import ConfigError
 from vitesse.layers import ConvNorm, FeedForward, PatchMerging, Residual, Subsample
 from vitesse.models.efficientvit_msra import CascadedGroupAttention, EfficientViT
 from vitesse.models.shvit import SHViT, SingleHeadSelfAttention
+from vitesse.models.token_merging import MergingBlocks
+from vitesse.models.vit import VisionTransformer
 
 
 def structure_of(model: Any) -> Structure:
@@ -192,16 +194,17 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)")
 
 
 def _transformer(model: nn.Module) -> Structure:
-    """Taps of blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's."""
+    """Blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's."""
     found = Structure()
     widths: dict[int, Channels] = {}
+    is_cut = isinstance(model, VisionTransformer) and not isinstance(model.blocks, MergingBlocks)
     for name, module in model.named_modules():
         block = _BLOCK.search(name)
         if block is None:
             continue
         stage = int(match[1]) + 1 if (match := _STAGE.search(name)) else 1
         place = {"stage": stage, "block": str(int(block[1]) + 1)}
-        for first, last, kinds in (("qkv", "proj", ("q", "k", "v")), ("fc1", "fc2", ("ffn",))):
+        for first, last in (("qkv", "proj"), ("fc1", "fc2")):
             inner, outer = getattr(module, first, None), getattr(module, last, None)
             if not (isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)):
                 continue
@@ -209,8 +212,24 @@ def _transformer(model: nn.Module) -> Structure:
                 widths[stage] = Channels(kind="width", stage=stage, block="", size=outer.out_features)
                 entry = name[: block.end()]
                 found.taps.append(Tap(module=entry, axis=(widths[stage],), dim=-1, of_input=True))
-            size = inner.out_features // len(kinds)
-            made = tuple(Channels(kind=kind, size=size, **place) for kind in kinds)  # type: ignore[arg-type]
+            hidden = {"kind": "ffn", "size": inner.out_features, "group": name}
+            made = _heads(module, name, place) if first == "qkv" else (Channels(**hidden, **place),)
             found.taps.append(Tap(module=f"{name}.{first}", axis=made, dim=-1))
             found.taps.append(Tap(module=f"{name}.{last}", axis=(widths[stage],), dim=-1))
+            if is_cut:
+                found.uses += [
+                    Use(tensor=f"{name}.{first}.{key}", dim=0, axis=made) for key in ("weight", "bias")
+                ]
+            if is_cut and last == "fc2":
+                found.uses.append(Use(tensor=f"{name}.{last}.weight", dim=1, axis=made))
     return found
+
+
+def _heads(attention: Any, group: str, place: Mapping[str, Any]) -> tuple[Channels, ...]:
+    """Queries of all heads, keys, values; queries meet keys one by one, so they are cut alike."""
+    heads = getattr(attention, "num_heads", 1)
+    widths = getattr(attention, "qkv_widths", [attention.qkv.out_features // 3] * 3)
+    q, k, v = (width // heads for width in widths)
+    keys = [Channels(kind="k", size=k, group=group, **place) for _ in range(heads)]
+    queries = [Channels(kind="q", size=q, tied=key, **place) for key in keys]
+    return *queries, *keys, *(Channels(kind="v", size=v, **place) for _ in range(heads))

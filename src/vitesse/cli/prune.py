@@ -24,9 +24,13 @@ def run(
     keep: Annotated[float, typer.Option("--keep", metavar="SHARE", help="Of the cost, at most.")] = 0.7,
     cost: Annotated[str, typer.Option("--cost", metavar="NAME", help="macs or params.")] = "macs",
     of: Annotated[
-        str,
-        typer.Option("--of", metavar="KINDS", help="Feed-forwards, queries with keys, widths of stages."),
-    ] = "ffn,qk,width",
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="KINDS",
+            help="Of ffn,qk,width: feed-forwards, queries with keys, widths of stages. Default: all.",
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", help="Part of the data that importance is taken from.")
     ] = "train",
@@ -43,7 +47,7 @@ def run(
     arch: Arch = None,
     as_json: Json = False,
 ) -> int:
-    """Take out the channels that matter least: a smaller EfficientViT (MSRA) or SHViT, without masks.
+    """Take out the channels that matter least: a smaller EfficientViT (MSRA), SHViT or ViT, without masks.
 
     Beside FILE comes FILE.json with the architecture. Both are as those of any other model: train, evaluate,
     export, bench and convert take them. Accuracy drops at first and comes back with fine-tuning.
@@ -65,7 +69,7 @@ def run(
         data,
         out,
         keep=keep,
-        of=tuple(kind.strip() for kind in of.split(",")),
+        of=None if of is None else tuple(kind.strip() for kind in of.split(",")),
         cost=cost,
         split=split,
         limit=limit,

@@ -10,6 +10,7 @@ heads, D head width, K classes.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitesse.errors import ConfigError
 from vitesse.layers import (
     Residual,
     drop_path_rates,
@@ -26,6 +28,7 @@ from vitesse.layers import (
     upcast,
 )
 from vitesse.models.backbone import Backbone
+from vitesse.models.registry import check_parts
 from vitesse.spec import FeatureSpec, ModelSpec
 
 MLP_RATIO = 4
@@ -34,12 +37,39 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Width, heads, blocks, and the patch's side in pixels."""
+    """Width, heads, blocks, and the patch's side in pixels.
+
+    Attributes:
+        key_dims: width of each head's queries and keys in every block, instead of an equal share of the
+            width; listed as of one stage, as `ffn_dims` is.
+        ffn_dims: hidden width of every block's feed-forward, instead of `MLP_RATIO` times the width.
+    """
 
     width: int
     num_heads: int
     depth: int = 12
     patch_size: int = 16
+    key_dims: tuple[tuple[int, ...], ...] = ()
+    ffn_dims: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("width", "num_heads", "depth", "patch_size"):
+            value = getattr(self, key)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{key}: expected a whole number of 1 or more, got {value}")
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"num_heads: expected a divisor of the width {self.width}, got {self.num_heads}"
+            )
+        check_parts(self, "key_dims", [self.depth])
+        check_parts(self, "ffn_dims", [self.depth])
+
+    def blocks(self, drop_path_rate: float) -> Iterator[Block]:
+        """All of them, dropped the more often the later they come."""
+        rates = drop_path_rates(drop_path_rate, self.depth)
+        keys, ffns = (dims[0] if dims else [None] * self.depth for dims in (self.key_dims, self.ffn_dims))
+        for rate, key_dim, ffn_dim in zip(rates, keys, ffns, strict=True):
+            yield Block(self.width, self.num_heads, rate, key_dim, ffn_dim)
 
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
@@ -47,12 +77,18 @@ SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
 
 class SelfAttention(nn.Module):
-    """Multi-head softmax attention: (B, N, C) to the same shape."""
+    """Multi-head softmax attention: (B, N, C) to the same shape.
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    `key_dim` is the width of each head's queries and keys, by default that of its values.
+    """
+
+    def __init__(self, dim: int, num_heads: int, key_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        keys = dim if key_dim is None else key_dim * num_heads
+        self.qkv_widths = (keys, keys, dim)
+        self.scale = float((keys // num_heads) ** -0.5)
+        self.qkv = nn.Linear(dim, sum(self.qkv_widths))
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BNC: Tensor, bias_B1NN: Tensor | None = None) -> Tensor:
@@ -64,7 +100,7 @@ class SelfAttention(nn.Module):
         """Queries, keys and values."""
         return tuple(
             torch.unflatten(part_BNC, 2, (self.num_heads, -1)).transpose(1, 2)
-            for part_BNC in self.qkv(x_BNC).chunk(3, dim=2)
+            for part_BNC in self.qkv(x_BNC).split(self.qkv_widths, dim=2)
         )
 
     def merged(self, out_BAND: Tensor) -> Tensor:
@@ -76,10 +112,10 @@ class SelfAttention(nn.Module):
 class NormedAttention(nn.Module):
     """Normalisation, then attention."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, key_dim: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, NORM_EPS)
-        self.attention = SelfAttention(dim, num_heads)
+        self.attention = SelfAttention(dim, num_heads, key_dim)
 
     def forward(self, x_BNC: Tensor, bias_B1NN: Tensor | None = None) -> Tensor:
         out_BNC: Tensor = self.attention(self.norm(x_BNC), bias_B1NN)
@@ -89,15 +125,23 @@ class NormedAttention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each after a normalisation and beside a skip: (B, N, C) to the same."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        drop_path: float,
+        key_dim: int | None = None,
+        ffn_dim: int | None = None,
+    ) -> None:
         super().__init__()
+        hidden = ffn_dim or dim * MLP_RATIO
         ffn = OrderedDict(
             norm=nn.LayerNorm(dim, NORM_EPS),
-            fc1=nn.Linear(dim, dim * MLP_RATIO),
+            fc1=nn.Linear(dim, hidden),
             act=nn.GELU(),
-            fc2=nn.Linear(dim * MLP_RATIO, dim),
+            fc2=nn.Linear(hidden, dim),
         )
-        self.attention = Residual(NormedAttention(dim, num_heads), drop_path)
+        self.attention = Residual(NormedAttention(dim, num_heads, key_dim), drop_path)
         self.ffn = Residual(nn.Sequential(ffn), drop_path)
 
     def forward(self, x_BNC: Tensor, bias_B1NN: Tensor | None = None) -> Tensor:
@@ -144,8 +188,7 @@ class TokenBackbone(Backbone):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         num_tokens = num_prefix_tokens + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, width))
-        rates = drop_path_rates(spec.drop_path_rate, config.depth)
-        self.blocks = nn.Sequential(*(Block(width, config.num_heads, rate) for rate in rates))
+        self.blocks = nn.Sequential(*config.blocks(spec.drop_path_rate))
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.head = Head(width, spec.num_classes, spec.distilled)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitesse.errors import ConfigError
-from vitesse.models.registry import register
+from vitesse.models.registry import configured, register
 from vitesse.models.token_merging import MergingBlocks
 from vitesse.models.transformer import SIZES, TokenBackbone, ViTConfig
 from vitesse.spec import ModelSpec
@@ -83,7 +83,8 @@ class VisionTransformer(TokenBackbone):
         return logits_BK
 
 
-@register(*CONFIGS)
+@register(*(name for name in CONFIGS if not name.endswith(MERGING)), changes={})
+@register(*(name for name in CONFIGS if name.endswith(MERGING)))
 def build(spec: ModelSpec) -> VisionTransformer:
-    """The vision transformer that `spec.name` names."""
-    return VisionTransformer(spec, CONFIGS[spec.name])
+    """The vision transformer that `spec` describes."""
+    return VisionTransformer(spec, configured(CONFIGS, spec))

@@ -21,6 +21,7 @@ from vitesse.analyze.structure import structure_of
 from vitesse.models import build
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.shvit import SingleHeadSelfAttention
+from vitesse.models.transformer import SelfAttention
 from vitesse.spec import ModelSpec
 
 
@@ -76,14 +77,16 @@ def _positions(axis: Axis, staying: Mapping[Channels, Tensor]) -> Tensor:
 @torch.no_grad()
 def _keep_logits(old: Any, new: Any) -> None:
     """Narrower keys are divided by a smaller root; the queries make up for it."""
-    norms: list[Any]
+    layers: list[Any]
     if isinstance(new, CascadedGroupAttention):
-        norms = [conv.bn for conv in new.query_convs]
+        layers = [conv.bn for conv in new.query_convs]
     elif isinstance(new, SingleHeadSelfAttention):
-        norms = [new.qkv.bn]
+        layers = [new.qkv.bn]
+    elif isinstance(new, SelfAttention):
+        layers = [new.qkv]
     else:
         return
-    for norm in norms:
+    for layer in layers:
         queries = slice(new.qkv_widths[0])
-        norm.weight[queries] *= old.scale / new.scale
-        norm.bias[queries] *= old.scale / new.scale
+        layer.weight[queries] *= old.scale / new.scale
+        layer.bias[queries] *= old.scale / new.scale

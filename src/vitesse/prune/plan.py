@@ -20,13 +20,15 @@ from vitesse.errors import ConfigError
 from vitesse.models import build
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.shvit import SHViT, SingleHeadSelfAttention
+from vitesse.models.transformer import SelfAttention
+from vitesse.models.vit import VisionTransformer
 from vitesse.progress import track
 from vitesse.spec import ModelSpec
 
 PRUNED = {"ffn": "ffn", "qk": "k", "width": "width"}
 """What can be cut, and the channels that decide over it."""
 COSTS = ("macs", "params")
-ATTENTION = (CascadedGroupAttention, SingleHeadSelfAttention)
+ATTENTION = (CascadedGroupAttention, SingleHeadSelfAttention, SelfAttention)
 NARROWEST = 8
 """Fewest channels of a stage; the first halves its own three times in the stem."""
 
@@ -64,12 +66,13 @@ class Meter:
         for handle in handles:
             handle.remove()
 
-    def _count_positions(self, name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
-        self.positions[name] = output.numel() // output.shape[1]
+    def _count_positions(self, name: str, module: Any, _inputs: Any, output: Tensor) -> None:
+        self.positions[name] = output.numel() // len(module.weight)
 
     def _count_pairs(self, name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
-        windows, height, width = len(output), output.shape[2], output.shape[3]
-        self.pairs[name] = windows * (height * width) ** 2
+        """Maps are (B, C, H, W), B counting windows too; tokens (B, N, C)."""
+        positions = output[0, 0].numel() if output.ndim == 4 else output.shape[1]
+        self.pairs[name] = len(output) * positions**2
 
     def cost(self, spec: ModelSpec, kind: str) -> int:
         """Of `COSTS`: multiply-accumulates for one picture, or parameters."""
@@ -88,24 +91,23 @@ def _product_width(attention: Any) -> int:
 
 
 def cuttables(
-    structure: Structure, importance: Mapping[Channels, NDArray[np.float64]], of: Iterable[str]
+    structure: Structure, importance: Mapping[Channels, NDArray[np.float64]], of: Iterable[str] | None = None
 ) -> list[Cuttable]:
-    """What can be cut of some kinds.
+    """What can be cut of some kinds, by default of all that the model has.
 
     Raises:
-        ConfigError: an unknown kind, or one that the model does not have.
+        ConfigError: an unknown kind, or one that cannot be cut in this model.
     """
+    found = {kind: structure.cut_with(kind) for kind in PRUNED.values()}
+    known = [kind for kind, channels in PRUNED.items() if found[channels]]
     groups: dict[str, list[Channels]] = {}
-    for kind in of:
-        if kind not in PRUNED:
-            raise ConfigError(f"--of: expected some of {', '.join(PRUNED)}, got {kind!r}")
-        found = [channels for channels in structure.channels() if channels.kind == PRUNED[kind]]
-        if not found:
-            raise ConfigError(f"--of {kind}: the model has no attention")
-        for channels in found:
+    for kind in known if of is None else of:
+        if kind not in known:
+            raise ConfigError(f"--of: expected some of {', '.join(known)} in this model, got {kind!r}")
+        for channels in found[PRUNED[kind]]:
             groups.setdefault(channels.group, []).append(channels)
     if not groups:
-        raise ConfigError(f"--of: expected some of {', '.join(PRUNED)}, got none")
+        raise ConfigError(f"--of: expected some of {', '.join(known)} in this model, got none")
     return [_cuttable(members, importance) for members in groups.values()]
 
 
@@ -168,7 +170,8 @@ def smaller_spec(
 
 def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) -> dict[str, Any]:
     """What `ModelSpec.variant` says of a model with so many fewer channels of each kind."""
-    stages = range(1, len(model.stages) + 1)
+    is_plain = isinstance(model, VisionTransformer)
+    stages = range(1, 2 if is_plain else len(model.stages) + 1)
     every = structure.channels()
 
     def left(kind: str, stage: int) -> dict[str, list[int]]:
@@ -182,10 +185,11 @@ def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) 
     widths = [[count for group in left("width", stage).values() for count in group] for stage in stages]
     keys = [tuple(group[0] for group in left("k", stage).values()) for stage in stages]
     variant: dict[str, Any] = {
-        "embed_dim": tuple(sum(parts) for parts in widths),
         "key_dims": tuple(keys),
         "ffn_dims": tuple(tuple(group[0] for group in left("ffn", stage).values()) for stage in stages),
     }
+    if not is_plain:
+        variant["embed_dim"] = tuple(sum(parts) for parts in widths)
     if isinstance(model, SHViT):
         attended = tuple(parts[0] if key else 0 for parts, key in zip(widths, keys, strict=True))
         variant |= {"partial_dim": attended, "partial_ratio": None}

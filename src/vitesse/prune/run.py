@@ -21,7 +21,7 @@ from vitesse.models.engine import TorchEngine
 from vitesse.models.variants import SPEC_SUFFIX, write_spec
 from vitesse.provenance import provenance
 from vitesse.prune.cut import cut
-from vitesse.prune.plan import PRUNED, cuttables, smaller_spec
+from vitesse.prune.plan import cuttables, smaller_spec
 from vitesse.spec import Manifest, ModelSpec, to_mapping
 from vitesse.weights.files import save_weights
 
@@ -73,7 +73,7 @@ def prune(
     out: str | Path,
     *,
     keep: float = 0.7,
-    of: Sequence[str] = tuple(PRUNED),
+    of: Sequence[str] | None = None,
     cost: str = "macs",
     split: str = "train",
     limit: int | None = 512,
@@ -82,7 +82,9 @@ def prune(
     recipe: str | None = None,
     overrides: Iterable[str] = (),
 ) -> Pruned:
-    """Take the channels that matter least out of an EfficientViT (MSRA) or SHViT: a smaller model, no masks.
+    """Take the channels that matter least out of a classifier: a smaller model, no masks.
+
+    Known are EfficientViT (MSRA), SHViT and plain ViTs, whose width stays.
 
     Importance is that of `vitesse.analyze.importance`. Hidden channels of feed-forwards go one by one, keys
     with their queries by the same number in each head, residual channels of a stage by the same number for
@@ -95,7 +97,7 @@ def prune(
             data without splits on what training held out.
         out: the `.safetensors` file to write; the spec comes beside it as `.json`.
         keep: share of the costs that the smaller model may have at most.
-        of: of `PRUNED`: feed-forwards, queries and keys, widths of stages.
+        of: of `PRUNED`: feed-forwards, queries and keys, widths of stages; by default all there are.
         cost: `macs` or `params`.
         split: of `data`, which the importance is taken from.
         limit: at most so many pictures for it, drawn by seed 0.
@@ -116,7 +118,7 @@ def prune(
     module, manifest = loaded(model, arch)
     structure = structure_of(module)
     if not structure.uses:
-        raise ConfigError(f"{manifest.model.name}: expected an EfficientViT (MSRA) or SHViT to prune")
+        raise ConfigError(f"{manifest.model.name}: expected an EfficientViT (MSRA), SHViT or ViT to prune")
     source = take(_of_classes(data, split, manifest), limit)
     held_out = unseen(_of_classes(data, "test", manifest), manifest.provenance)
     pictures = LabelledBatches(source, manifest.preprocess, batch_size)
@@ -124,7 +126,7 @@ def prune(
     spec = smaller_spec(module, structure, cuttables(structure, importance, of), keep=keep, cost=cost)
     smaller = cut(module, structure, spec, importance)
     before, after = (_measured(each, manifest, held_out) for each in (module, smaller))
-    facts = {"from": Path(model).name, "keep": keep, "of": list(of), "cost": cost, "pictures": pictures.read}
+    facts = {"from": Path(model).name, "keep": keep, "of": of, "cost": cost, "pictures": pictures.read}
     _write(smaller, manifest, out, {"macs": after.macs, "pruned": facts | {"by": provenance()}})
     result = Pruned(
         checkpoint=out,

@@ -116,7 +116,8 @@ def test_it_is_gradient_times_weight_of_a_plain_transformer(randomise, images, l
     expected["ffn"] = by_hand(model, images[:2], labels[:2], {fc1: slice(None)})
     found = channel_importance(model, structure_of(model).taps, [(images[:2], labels[:2])])
     for kind, values in expected.items():
-        np.testing.assert_allclose(named(found, kind, 1, "2")[0], values, rtol=1e-8, atol=1e-15, err_msg=kind)
+        got = np.concatenate(named(found, kind, 1, "2"))
+        np.testing.assert_allclose(got, values, rtol=1e-8, atol=1e-15, err_msg=kind)
     np.testing.assert_allclose(expected["q"], expected["k"], rtol=1e-8)  # they meet in products
     assert expected["v"].max() > 1e-6
 
@@ -165,8 +166,8 @@ def test_models_of_timm_are_followed_too(name, timm):
     labels = torch.tensor([0, 1])
     found = channel_importance(model, layers.taps, [(x_BCHW, labels)])
     one = channel_importance(model, layers.taps, [(x_BCHW[:1], labels[:1]), (x_BCHW[1:], labels[1:])])
-    blocks = 12
-    for kind, expected in {"q": blocks, "k": blocks, "v": blocks, "ffn": blocks}.items():
+    heads = 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24 if "swin" in name else 12 * 3
+    for kind, expected in {"q": heads, "k": heads, "v": heads, "ffn": 12}.items():
         assert sum(channels.kind == kind for channels in found) == expected
     assert sum(channels.kind == "width" for channels in found) == (4 if "swin" in name else 1)
     for channels, values in found.items():

@@ -26,7 +26,7 @@ from vitesse.models import build, load_checkpoint
 from vitesse.models.create import spec_for
 from vitesse.models.variants import write_spec
 from vitesse.prune.cut import cut
-from vitesse.prune.plan import PRUNED, cuttables, smaller_spec, variant_of
+from vitesse.prune.plan import cuttables, smaller_spec, variant_of
 from vitesse.prune.run import prune
 from vitesse.spec import ModelSpec
 from vitesse.weights.files import save_weights
@@ -38,7 +38,9 @@ CASES = {
     "split": ("efficientvit_m0", M0 | {"attention": "split"}),
     "full, alternating": ("efficientvit_m0", M0 | {"attention": "full", "layout": "alternating"}),
     "single head": ("shvit_s1", S1),
+    "plain": ("vit_tiny_patch16", {"width": 48, "num_heads": 3, "depth": 2}),
 }
+CUTS = ({"ffn": 20}, {"k": 3}, {"width": 2}, {"ffn": 9, "k": 15, "width": 4})
 Randomise = Callable[[nn.Module], nn.Module]
 
 
@@ -61,9 +63,12 @@ class Whole:
     def cut_to(self, spec: ModelSpec) -> Any:
         return cut(self.model, self.structure, spec, self.importance)
 
-    def smaller(self, keep: float, of: Iterable[str] = tuple(PRUNED), cost: str = "macs") -> ModelSpec:
+    def smaller(self, keep: float, of: Iterable[str] | None = None, cost: str = "macs") -> ModelSpec:
         found = cuttables(self.structure, self.importance, of)
         return smaller_spec(self.model, self.structure, found, keep=keep, cost=cost)
+
+    def kinds(self) -> set[str]:
+        return {channels.kind for use in self.structure.uses for channels in use.axis}
 
     @torch.no_grad()
     def logits(self) -> Tensor:
@@ -76,7 +81,7 @@ def made(case: str, randomise: Randomise, **changes: Any) -> Any:
     spec = ModelSpec(name=name, image_size=(64, 64), num_classes=3, variant=variant | changes)
     model = randomise(build(spec))
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(
                 module.weight, nonlinearity="linear"
             )  # wide enough for pictures to differ at the end
@@ -97,8 +102,9 @@ def fewer_of(whole: Whole, kinds: dict[str, int]) -> ModelSpec:
     """Each group of some kinds so many channels narrower; of single heads the attended width stays."""
     fewer = {
         channels: kinds[channels.kind]
-        for channels in whole.structure.channels()
-        if channels.kind in kinds and channels.group[-2:] != ".0"
+        for kind in kinds
+        for channels in whole.structure.cut_with(kind)
+        if channels.group[-2:] != ".0"
     }
     variant = variant_of(whole.model, whole.structure, fewer)
     return dataclasses.replace(whole.model.spec, variant={**whole.model.spec.variant, **variant})
@@ -120,9 +126,12 @@ def silence(whole: Whole, spec: ModelSpec) -> Any:
         maker, first = getattr(module, "bn", module), 0
         for channels in tap.axis:
             rows = torch.from_numpy(first + left_out[channels.leader])
-            maker.weight[rows] = 0
-            maker.bias[rows] = 0
+            if len(rows):
+                maker.weight[rows] = 0
+                maker.bias[rows] = 0
             first += channels.size
+    if "width" not in whole.kinds():
+        return silent
     last: Any = silent.head.get_submodule("classifier.bn")  # would say something of a mean of 0
     last.load_state_dict(_without(whole, left_out, last.state_dict()))
     return silent
@@ -138,8 +147,10 @@ def _without(whole: Whole, left_out: Any, values: dict[str, Tensor]) -> dict[str
     return values
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kinds", [{"ffn": 20}, {"k": 3}, {"width": 2}, {"ffn": 9, "k": 15, "width": 4}])
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [(case, kinds) for case in CASES for kinds in CUTS if case != "plain" or kinds.keys() != {"width"}],
+)
 def test_it_computes_what_the_masked_model_does(case, kinds, wholes):
     whole = wholes[case]
     spec = fewer_of(whole, kinds)
@@ -152,7 +163,7 @@ def test_it_computes_what_the_masked_model_does(case, kinds, wholes):
     assert not torch.allclose(smaller(whole.images), whole.logits(), rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["cascade", "single head"])
+@pytest.mark.parametrize("case", ["cascade", "single head", "plain"])
 def test_dead_channels_are_found_and_leave_nothing_behind(case, wholes):
     alive = wholes[case]
     spec = fewer_of(alive, {"ffn": 6, "k": 4, "width": 2})
@@ -176,11 +187,18 @@ def test_narrower_norms_over_channels_can_be_cut_too(randomise):
 @settings(max_examples=4, deadline=None)
 @given(
     keep=st.floats(0.45, 0.99),  # the widths alone leave 0.41 at least
-    case=st.sampled_from(["cascade", "single head"]),
-    of=st.sampled_from([("ffn", "qk", "width"), ("width",)]),
+    case_of=st.sampled_from(
+        [
+            ("cascade", ("ffn", "qk", "width")),
+            ("cascade", ("width",)),
+            ("single head", ("width",)),
+            ("plain", ("ffn", "qk")),
+        ]
+    ),
     cost=st.sampled_from(["macs", "params"]),
 )
-def test_it_costs_at_most_what_was_asked(whole_of, keep, case, of, cost):
+def test_it_costs_at_most_what_was_asked(whole_of, keep, case_of, cost):
+    case, of = case_of
     whole = whole_of(case)
     spec = whole.smaller(keep, of, cost)
     costs = []
@@ -202,7 +220,7 @@ def test_only_what_was_named_is_cut(wholes):
     assert min(min(dims) for dims in variant["key_dims"]) >= 1
 
 
-@pytest.mark.parametrize("case", ["cascade", "single head"])
+@pytest.mark.parametrize("case", ["cascade", "single head", "plain"])
 def test_it_is_an_ordinary_checkpoint(case, wholes, tmp_path):
     whole = wholes[case]
     spec = whole.smaller(0.7)
@@ -217,8 +235,9 @@ def test_it_is_an_ordinary_checkpoint(case, wholes, tmp_path):
     torch.testing.assert_close(fold(smaller)(whole.images), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_it_is_exported_like_any_other(wholes):
-    whole = wholes["cascade"]
+@pytest.mark.parametrize("case", ["cascade", "plain"])
+def test_it_is_exported_like_any_other(case, wholes):
+    whole = wholes[case]
     spec = fewer_of(whole, {"ffn": 9, "k": 5, "width": 2})
     smaller = whole.cut_to(spec)
     expected = smaller(whole.images).detach()
@@ -236,8 +255,8 @@ def test_it_is_exported_like_any_other(wholes):
         ({"keep": 1.2}, "--keep: expected a share above 0, at most 1, got 1.2"),
         ({"keep": 0.05}, r"--keep: these cuts leave 0\.\d+ of the macs at least, got 0.05"),
         ({"keep": 0.5, "cost": "ms"}, "--cost: expected macs or params, got 'ms'"),
-        ({"keep": 0.5, "of": ["heads"]}, "--of: expected some of ffn, qk, width, got 'heads'"),
-        ({"keep": 0.5, "of": []}, "--of: expected some of ffn, qk, width, got none"),
+        ({"keep": 0.5, "of": ["heads"]}, "--of: expected some of ffn, qk, width in this model, got 'heads'"),
+        ({"keep": 0.5, "of": []}, "--of: expected some of ffn, qk, width in this model, got none"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message, wholes):
@@ -261,15 +280,15 @@ def test_widths_that_fit_no_layer_are_refused(variant, message):
 
 def test_other_models_are_refused(tmp_path: Path, paint_classes, randomise):
     data = str(paint_classes(tmp_path / "data", per_class=2))
-    spec = ModelSpec(name="vit_tiny_patch16", image_size=(32, 32), num_classes=3)
+    spec = ModelSpec(name="vit_tiny_patch16_tome", image_size=(32, 32), num_classes=3)
     save_weights(tmp_path / "vit.safetensors", build(spec))
     out = tmp_path / "out.safetensors"
-    with pytest.raises(ConfigError, match=r"vit_tiny_patch16: expected an EfficientViT \(MSRA\) or SHViT"):
+    with pytest.raises(ConfigError, match=r"_tome: expected an EfficientViT \(MSRA\), SHViT or ViT to prune"):
         prune(str(tmp_path / "vit.safetensors"), data, out)
     plain = made("single head", randomise, partial_ratio=0.0)
     save_weights(tmp_path / "plain.safetensors", plain, {"class_names": ["blue", "green", "red"]})
-    with pytest.raises(ConfigError, match="--of qk: the model has no attention"):
-        prune(str(tmp_path / "plain.safetensors"), data, out)
+    with pytest.raises(ConfigError, match="--of: expected some of ffn, width in this model, got 'qk'"):
+        prune(str(tmp_path / "plain.safetensors"), data, out, of=["qk"])
     with pytest.raises(ConfigError, match=r"--out: expected a name ending in \.safetensors, got"):
         prune(str(tmp_path / "plain.safetensors"), data, tmp_path / "out.onnx")
     with pytest.raises(ConfigError, match="epochs=1: expected --recipe NAME beside it"):
