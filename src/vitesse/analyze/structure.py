@@ -192,7 +192,10 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)")
 
 
 def _transformer(model: nn.Module) -> Structure:
-    """Taps of blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's."""
+    """Taps of blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's.
+
+    All queries lie before all keys, and these before all values.
+    """
     found = Structure()
     widths: dict[int, Channels] = {}
     for name, module in model.named_modules():
@@ -205,6 +208,8 @@ def _transformer(model: nn.Module) -> Structure:
             inner, outer = getattr(module, first, None), getattr(module, last, None)
             if not (isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)):
                 continue
+            if inner.out_features != len(kinds) * outer.in_features or hasattr(module, "key_dim"):
+                continue  # not of one size, or head by head as in TinyViT and EfficientFormer
             if stage not in widths:
                 widths[stage] = Channels(kind="width", stage=stage, block="", size=outer.out_features)
                 entry = name[: block.end()]

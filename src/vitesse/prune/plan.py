@@ -95,18 +95,27 @@ def cuttables(
     Raises:
         ConfigError: an unknown kind, or one that the model does not have.
     """
+    return [_cuttable(members, importance) for members in groups_of(structure, of)]
+
+
+def groups_of(structure: Structure, of: Iterable[str]) -> list[list[Channels]]:
+    """The channels of some kinds, those together that are cut by the same number.
+
+    Raises:
+        ConfigError: an unknown kind, or one that the model does not have.
+    """
     groups: dict[str, list[Channels]] = {}
-    for kind in of:
+    for kind in dict.fromkeys(of):
         if kind not in PRUNED:
             raise ConfigError(f"--of: expected some of {', '.join(PRUNED)}, got {kind!r}")
         found = [channels for channels in structure.channels() if channels.kind == PRUNED[kind]]
         if not found:
-            raise ConfigError(f"--of {kind}: the model has no attention")
+            raise ConfigError(f"--of {kind}: the model has no attention; leave {kind} out")
         for channels in found:
             groups.setdefault(channels.group, []).append(channels)
     if not groups:
         raise ConfigError(f"--of: expected some of {', '.join(PRUNED)}, got none")
-    return [_cuttable(members, importance) for members in groups.values()]
+    return list(groups.values())
 
 
 def _cuttable(members: Sequence[Channels], importance: Mapping[Channels, NDArray[np.float64]]) -> Cuttable:
@@ -130,11 +139,7 @@ def smaller_spec(
     Raises:
         ConfigError: an impossible share, or one that cannot be reached by these cuts.
     """
-    if not 0 < keep <= 1:
-        raise ConfigError(f"--keep: expected a share above 0, at most 1, got {keep}")
-    if cost not in COSTS:
-        raise ConfigError(f"--cost: expected {' or '.join(COSTS)}, got {cost!r}")
-
+    check_share(keep, cost)
     whole: ModelSpec = model.spec
     meter = Meter(model)
 
@@ -164,6 +169,18 @@ def smaller_spec(
         least = cost_after(Counter(number for _, number in steps)) / full
         raise ConfigError(f"--keep: these cuts leave {least:.3f} of the {cost} at least, got {keep}")
     return spec_after(Counter(number for _, number in steps[:count]))
+
+
+def check_share(keep: float, cost: str) -> None:
+    """Refuse what no model can be cut to.
+
+    Raises:
+        ConfigError: an impossible share, or an unknown cost.
+    """
+    if not 0 < keep <= 1:
+        raise ConfigError(f"--keep: expected a share above 0, at most 1, got {keep}")
+    if cost not in COSTS:
+        raise ConfigError(f"--cost: expected {' or '.join(COSTS)}, got {cost!r}")
 
 
 def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) -> dict[str, Any]:
