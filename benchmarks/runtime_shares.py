@@ -3,9 +3,8 @@
     python benchmarks/runtime_shares.py
 
 EfficientViT's first finding (arXiv 2305.07027, section 2.1 and figure 2), repeated on today's engines as
-`vitesse analyze runtime` does it: Swin-T and DeiT-T of timm, EfficientViT-M5 and SHViT-S4, 224 px, fp32,
-one thread. Shares are of the time inside operators; every operator has
-the median of its runs.
+`vitesse analyze runtime` does it: Swin-T and DeiT-T of timm, EfficientViT-M5 and SHViT-S4, at 224 px, S4 at
+256, fp32, one thread. Shares are of the time inside operators; every operator has the median of its runs.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 from vitesse import errors
 from vitesse.analyze import roofline, runtime
 from vitesse.analyze.roofline import Machine
+from vitesse.analyze.subject import find_subject
 from vitesse.cli import run
 
 Capture = pytest.CaptureFixture[str]
@@ -96,10 +97,10 @@ def test_a_missing_extra_is_named_before_anything_runs(
 ) -> None:
     real = errors.importlib.import_module
 
-    def without_matplotlib(name: str) -> object:
+    def without_matplotlib(name: str, package: str | None = None) -> object:
         if name.startswith("matplotlib"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name)
+        return real(name, package)
 
     monkeypatch.setattr(errors.importlib, "import_module", without_matplotlib)
     assert run(["analyze", "runtime", str(make_artefact()), "--out", str(tmp_path / "out")]) == 1
@@ -124,6 +125,14 @@ def test_an_engine_that_fails_is_listed_beside_those_that_run(
     assert "openvino: failed: openvino refused the model: too odd" in printed.err
     assert run(["analyze", "runtime", str(make_artefact()), "--rounds", "1", "--engine", "openvino"]) == 1
     assert "no engine runs it: openvino refused the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("timm:vit_tiny_patch16_384", 384), ("timm:mobilevit_xxs", 256), ("shvit_s4", 256)]
+)
+def test_a_name_is_taken_at_the_model_s_own_size(name: str, side: int) -> None:
+    assert find_subject(name).spec.image_size == (side, side)
+    assert find_subject(name, (128, 192)).spec.image_size == (128, 192)
 
 
 def test_the_roof_is_not_a_secret(capsys: Capture, make_artefact: Callable[..., Path]) -> None:

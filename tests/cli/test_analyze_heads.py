@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 
 from vitesse import errors
-from vitesse.analyze import weighted
+from vitesse.analyze import heads_report, weighted
+from vitesse.analyze.head_similarity import BlockHeads
+from vitesse.analyze.heads import HeadsAnalysis
 from vitesse.models import build
 from vitesse.spec import ModelSpec
 from vitesse.weights.files import save_weights
@@ -68,6 +71,27 @@ def test_figures_do_not_depend_on_the_batch_size(folder: Path, vitesse: Callable
     assert one["redundancy"] == pytest.approx(three["redundancy"], abs=1e-3)
     (limited,) = vitesse(*arguments, "--limit", "2").records
     assert limited["images"] == 2
+
+
+def test_titles_fit_into_the_picture_of_one_small_model() -> None:
+    block = BlockHeads(
+        module="a",
+        maps=1,
+        queries=4,
+        keys=4,
+        similarity_AA=np.eye(2),
+        correlation_AA=np.eye(2),
+        max_similarity_A=np.ones(2),
+        max_correlation_A=np.ones(2),
+    )
+    common = {"model": "m", "weights": "file", "data": "photos", "image_size": (8, 8), "refused": 0}
+    analysis = HeadsAnalysis(images=1, blocks=(block,) * 2, single_headed=(), **common)
+    figure = Figure((9, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    heads_report._draw_curves(axes, [analysis])
+    figure.draw_without_rendering()
+    for axis in axes:
+        assert axis.title.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("layout", ["plain", "classes"])
@@ -181,10 +205,10 @@ def test_a_missing_extra_is_named_before_anything_runs(
 ) -> None:
     real = errors.importlib.import_module
 
-    def without_matplotlib(name: str) -> object:
+    def without_matplotlib(name: str, package: str | None = None) -> object:
         if name.startswith("matplotlib"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name)
+        return real(name, package)
 
     monkeypatch.setattr(errors.importlib, "import_module", without_matplotlib)
     done = vitesse("analyze", "heads", "none.safetensors", "--data", folder, "--out", folder / "out")

@@ -38,7 +38,7 @@ def test_importance_is_printed_and_written(
     asked = ("analyze", "importance", checkpoint, "--data", data, "--cut", "30", "--limit", "12")
     done = vitesse(*asked, "--json", "--out", out)
     assert done.code == 0, done.err
-    assert "12 pictures, labels of the data" in done.err
+    assert "12 pictures, labels of the data\n" in done.err
     assert {record["kind"] for record in done.records} == {"q", "k", "v", "ffn", "width"}
     left = sum(record["stay"] for record in done.records)
     total = sum(record["channels"] for record in done.records)
@@ -51,6 +51,14 @@ def test_importance_is_printed_and_written(
     assert "stage 2, subsampling" in table.out
     assert "labels of its own" in table.err
     assert (out / "importance.md").read_text().splitlines()[0] == table.out.splitlines()[0]
+
+
+def test_unreadable_pictures_are_counted(vitesse: Callable[..., Any], checkpoint: Path, data: Path) -> None:
+    (data / "red" / "000.png").write_bytes(b"broken")
+    done = vitesse("analyze", "importance", checkpoint, "--data", data, "--json")
+    assert done.code == 0, done.err
+    assert {(record["pictures"], record["refused"]) for record in done.records} == {(29, 1)}
+    assert "29 pictures, labels of the data; 1 could not be read and are left out" in done.err
 
 
 def test_a_model_is_pruned_tuned_and_used_like_any_other(
@@ -88,6 +96,13 @@ def test_a_model_is_pruned_tuned_and_used_like_any_other(
             "2 readable pictures, got 1",
         ),
         (["analyze", "importance", "CKPT", "--data", "none"], 1, "none: no such file or folder"),
+        (["analyze", "importance", "bccd", "--data", "DATA"], 2, "this one is bundled as an artefact"),
+        (
+            ["prune", "efficientvit_m0+no_cascade", "--data", "DATA", "--out", "OUT"],
+            2,
+            "expected a checkpoint (.safetensors) or a model's name, this one has no published weights",
+        ),
+        (["analyze", "importance", "a.json", "--data", "DATA"], 2, "this one has no published weights"),
         (["analyze", "importance", "efficientvit_m9", "--data", "DATA"], 2, "did you mean"),
         (["prune", "CKPT", "--data", "DATA", "--out", "OUT", "--keep", "0"], 2, "--keep: expected a share"),
         (

@@ -70,7 +70,8 @@ def draw(analyses: Sequence[HeadsAnalysis], path: Path) -> None:
     parts[-1].supxlabel(
         "heads by heads: above the diagonal similarity, below it correlation; dark is alike", fontsize=9
     )
-    shown = f"{analyses[0].images} pictures of {Path(analyses[0].data).name}"
+    count = analyses[0].images
+    shown = f"{count} picture{'s' if count > 1 else ''} of {Path(analyses[0].data).name}"
     figure.suptitle(f"Do the attention heads of a block repeat each other? {shown}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -99,7 +100,7 @@ def _draw_curves(axes: Any, analyses: Sequence[HeadsAnalysis]) -> None:
     """A line for each model's blocks, a dot for each head: similarity, and correlation."""
     for axis, title, what in (
         (axes[0], "similarity to the nearest other head", "similarity"),
-        (axes[1], "correlation with the nearest other head (even attention taken out)", "correlation"),
+        (axes[1], "correlation with it, even attention taken out", "correlation"),
     ):
         for index, (analysis, label) in enumerate(zip(analyses, labels(analyses), strict=True)):
             colour = _colour(index)
@@ -140,5 +141,5 @@ def _label(axis: Any, shown: Any) -> None:
         for column, value in enumerate(values):
             if not math.isnan(value):
                 colour = "white" if value > 0.5 else "black"
-                text = f"{value:.2f}".replace("0.", ".")
+                text = f"{round(float(value), 2) + 0:.2f}".replace("0.", ".")  # + 0: no minus before zeros
                 axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)

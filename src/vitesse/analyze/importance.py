@@ -24,12 +24,14 @@ from torch.nn import functional as F
 from vitesse.analyze.channels import KINDS, Channels, Structure, Tap
 from vitesse.analyze.structure import structure_of
 from vitesse.data.sources import Source, open_source, take
-from vitesse.errors import ConfigError, DataError, ImageError
+from vitesse.errors import ConfigError, DataError, ImageError, WeightsError
 from vitesse.metrics import with_classes
 from vitesse.models.create import build, create_model
 from vitesse.models.foreign import is_timm, timm_preprocess
 from vitesse.models.loading import load_torch, manifest_for
+from vitesse.models.variants import CHANGE, SPEC_SUFFIX
 from vitesse.progress import track
+from vitesse.runtime.artefact import bundled_names
 from vitesse.runtime.imaging import load_tensor
 from vitesse.spec import Manifest, PreprocessSpec, as_size, to_mapping
 from vitesse.weights.load import load_tensors
@@ -66,6 +68,7 @@ class ImportanceAnalysis:
     Attributes:
         model: as the user named it.
         pictures: so many were looked at.
+        refused: pictures that could not be read.
         labels: `data` or `self`, the model's own first choices.
         groups: in the order of the model, stage by stage.
     """
@@ -73,6 +76,7 @@ class ImportanceAnalysis:
     model: str
     image_size: tuple[int, int]
     pictures: int
+    refused: int
     labels: str
     groups: tuple[ChannelGroup, ...]
 
@@ -94,7 +98,7 @@ class ImportanceAnalysis:
     def records(self, cut: float, with_channels: bool = False) -> list[dict[str, Any]]:
         """One JSON record a group; `importance` is the mean over its channels, `channels` their number."""
         common = {"model": self.model, "image_size": list(self.image_size), "pictures": self.pictures}
-        common |= {"labels": self.labels, "cut": cut}
+        common |= {"refused": self.refused, "labels": self.labels, "cut": cut}
         return [
             {
                 **common,
@@ -157,6 +161,7 @@ def analyze_importance(
         model=model,
         image_size=manifest.model.image_size,
         pictures=pictures.read,
+        refused=len(source) - pictures.read,
         labels="self" if own_labels else "data",
         groups=_grouped(structure, found),
     )
@@ -172,6 +177,9 @@ def loaded(
         UnknownModelError, WeightsError, MissingExtraError: see their messages.
     """
     module: nn.Module
+    if model in bundled_names() or CHANGE in model or model.endswith(SPEC_SUFFIX):
+        why = "is bundled as an artefact" if model in bundled_names() else "has no published weights"
+        raise ConfigError(f"{model}: expected a checkpoint (.safetensors) or a model's name, this one {why}")
     if is_timm(model):
         module = create_model(model, pretrained=True)
         preprocess = timm_preprocess(model)
@@ -236,6 +244,10 @@ def channel_importance(
     Args:
         model: a classifier in evaluation mode; its weights get no gradients from now on.
         batches: images (B, ...) and labels (B,).
+
+    Raises:
+        ConfigError: a module's weights are used without calling it, so that its values cannot be followed.
+        WeightsError: the gradients are not finite.
     """
     model.requires_grad_(False)
     totals: dict[Channels, Tensor] = {}
@@ -244,6 +256,7 @@ def channel_importance(
         pictures += len(images)
         with _gated(model, taps, len(images)) as gates:
             logits = model(images)
+            _check_called(taps, gates)
             loss = F.cross_entropy(logits, logits.argmax(1) if own_labels else labels, reduction="sum")
             gradients = torch.autograd.grad(loss, [gates[tap] for tap in taps])
         changes: dict[Channels, Tensor] = {}
@@ -254,7 +267,17 @@ def channel_importance(
                     changes[charged] = changes.get(charged, 0) + change_BC
         for channels, change_BC in changes.items():
             totals[channels] = totals.get(channels, 0) + change_BC.abs().sum(0)
+    if not all(total.isfinite().all() for total in totals.values()):
+        raise WeightsError("importance of channels: its gradients are not finite; are these sound weights?")
     return {channels: (total / pictures).numpy() for channels, total in totals.items()}
+
+
+def _check_called(taps: Sequence[Tap], gates: Mapping[Tap, Tensor]) -> None:
+    if silent := [tap.module for tap in taps if tap not in gates]:
+        raise ConfigError(
+            f"{silent[0]}: expected a layer that the model calls, its attention takes the weights alone, as "
+            "Swin V2 and BEiT do; take a ViT, DeiT or Swin"
+        )
 
 
 def _charged(channels: Channels) -> set[Channels]:

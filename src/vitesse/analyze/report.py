@@ -22,6 +22,7 @@ CLASS_COLOURS = {"compute": COMPUTE_COLOURS[0], "memory": MEMORY_COLOURS[2], OTH
 CLASS_LABELS = {"compute": "bound by arithmetic", "memory": "bound by memory", OTHER: "other"}
 BAR_WIDTH = 0.6
 LABELLED_SHARE = 0.05
+LEGEND_SIZE = 24
 
 
 def markdown(analysis: RuntimeAnalysis) -> str:
@@ -180,4 +181,6 @@ def _draw_roofline(axis: Any, profile: Profile, machine: Machine) -> None:
         fontsize=9,
     )
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=7, loc="lower right")
+    legend = axis.legend(fontsize=7, loc="lower right")
+    for points in legend.legend_handles[: len(legend.legend_handles) - 2]:
+        points.set_sizes([LEGEND_SIZE])  # not as large as the largest operator

@@ -194,7 +194,10 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)")
 
 
 def _transformer(model: nn.Module) -> Structure:
-    """Blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's."""
+    """Blocks with `qkv` and `proj`, `fc1` and `fc2`: ViT, DeiT and Swin, ours and timm's.
+
+    All queries lie before all keys, and these before all values.
+    """
     found = Structure()
     widths: dict[int, Channels] = {}
     is_cut = isinstance(model, VisionTransformer) and not isinstance(model.blocks, MergingBlocks)
@@ -203,17 +206,22 @@ def _transformer(model: nn.Module) -> Structure:
         if block is None:
             continue
         stage = int(match[1]) + 1 if (match := _STAGE.search(name)) else 1
-        place = {"stage": stage, "block": str(int(block[1]) + 1)}
+        place: dict[str, Any] = {"stage": stage, "block": str(int(block[1]) + 1)}
         for first, last in (("qkv", "proj"), ("fc1", "fc2")):
             inner, outer = getattr(module, first, None), getattr(module, last, None)
             if not (isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)):
                 continue
+            sizes = _qkv_widths(module) if first == "qkv" else [outer.in_features]
+            if inner.out_features != sum(sizes) or hasattr(module, "key_dim"):
+                continue  # of unknown sizes, or head by head as in TinyViT and EfficientFormer
             if stage not in widths:
                 widths[stage] = Channels(kind="width", stage=stage, block="", size=outer.out_features)
                 entry = name[: block.end()]
                 found.taps.append(Tap(module=entry, axis=(widths[stage],), dim=-1, of_input=True))
-            hidden = {"kind": "ffn", "size": inner.out_features, "group": name}
-            made = _heads(module, name, place) if first == "qkv" else (Channels(**hidden, **place),)
+            if first == "qkv":
+                made = _heads(module, name, place)
+            else:
+                made = (Channels(kind="ffn", size=inner.out_features, group=name, **place),)
             found.taps.append(Tap(module=f"{name}.{first}", axis=made, dim=-1))
             found.taps.append(Tap(module=f"{name}.{last}", axis=(widths[stage],), dim=-1))
             if is_cut:
@@ -225,11 +233,16 @@ def _transformer(model: nn.Module) -> Structure:
     return found
 
 
+def _qkv_widths(attention: Any) -> Sequence[int]:
+    """Of all heads."""
+    equal: Sequence[int] = [attention.proj.in_features] * 3
+    return getattr(attention, "qkv_widths", equal)
+
+
 def _heads(attention: Any, group: str, place: Mapping[str, Any]) -> tuple[Channels, ...]:
     """Queries of all heads, keys, values; queries meet keys one by one, so they are cut alike."""
     heads = getattr(attention, "num_heads", 1)
-    widths = getattr(attention, "qkv_widths", [attention.qkv.out_features // 3] * 3)
-    q, k, v = (width // heads for width in widths)
+    q, k, v = (width // heads for width in _qkv_widths(attention))
     keys = [Channels(kind="k", size=k, group=group, **place) for _ in range(heads)]
     queries = [Channels(kind="q", size=q, tied=key, **place) for key in keys]
     return *queries, *keys, *(Channels(kind="v", size=v, **place) for _ in range(heads))

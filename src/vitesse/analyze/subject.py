@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitesse.bench.contenders import chosen_engines, exported, folded, random_model, spec_and_accuracy
+from vitesse.bench.contenders import chosen_engines, exported, folded, random_model
 from vitesse.bench.peers import PREFIX
 from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES
 from vitesse.errors import ConfigError, from_extra
@@ -112,10 +112,11 @@ def _exported(module: Any, manifest: Manifest) -> Artefact:
 def _of_name(model: str, image_size: tuple[int, int] | None) -> Subject:
     """With random weights."""
     from vitesse.models.create import spec_for
+    from vitesse.models.foreign import timm_preprocess
     from vitesse.models.registry import task_of_model
 
     if model.startswith(PREFIX):
-        spec = spec_and_accuracy(model)[0]
+        spec = spec_for(model, timm_preprocess(model).image_size)
     else:
         spec = spec_for(model)
         check_task(task_of_model(spec.name) or "classify", model)

@@ -23,7 +23,8 @@ def show_importance(analysis: ImportanceAnalysis, cut: float, *, out: Path | Non
     else:
         print(markdown(analysis, cut), end="")
     labels = "labels of its own" if analysis.labels == "self" else "labels of the data"
-    say(f"{analysis.model}: {analysis.pictures} pictures, {labels}")
+    refused = f"; {analysis.refused} could not be read and are left out" if analysis.refused else ""
+    say(f"{analysis.model}: {analysis.pictures} pictures, {labels}{refused}")
     if out is not None:
         _write_importance(analysis, cut, out)
     return 0

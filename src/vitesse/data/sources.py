@@ -18,7 +18,15 @@ from vitesse.data.files import (
     subfolders,
 )
 from vitesse.data.parquet import ParquetSource, find_shards
-from vitesse.data.subset import HELD_OUT_SHARE, Relabelled, Subset, hold_out, take, unseen
+from vitesse.data.subset import (
+    HELD_OUT_SHARE,
+    Relabelled,
+    Subset,
+    hold_out,
+    seen_in_training,
+    take,
+    unseen,
+)
 from vitesse.data.table import ArrowSource, open_dataset, open_saved
 from vitesse.data.tar import TarSource
 from vitesse.data.torchvision_sets import SETS, open_set
@@ -36,6 +44,7 @@ __all__ = [
     "hold_out",
     "open_pictures",
     "open_source",
+    "seen_in_training",
     "take",
     "unseen",
 ]

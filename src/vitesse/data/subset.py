@@ -132,17 +132,29 @@ def _first_copies(source: Pictures) -> NDArray[np.int64]:
 
 def unseen(source: P, provenance: Mapping[str, Any]) -> P:
     """Of data without splits that a model of this provenance was trained on, the part that was held out."""
+    if (parts := _as_trained(source, provenance)) is None:
+        return source
+    seen, held_out = parts
+    say(f"trained on {len(seen)} of these {len(source)} pictures; scored on the {len(held_out)} held out")
+    return held_out
+
+
+def seen_in_training(source: P, provenance: Mapping[str, Any]) -> P:
+    """The other part, that training saw; all of other data."""
+    parts = _as_trained(source, provenance)
+    return source if parts is None else parts[0]
+
+
+def _as_trained(source: P, provenance: Mapping[str, Any]) -> tuple[P, P] | None:
+    """What training saw and what it held out, where this is the data without splits that it was given."""
     seen_before = provenance.get("data")
     if seen_before is None:
-        return source
+        return None
     recipe = provenance.get("recipe") or {}
     seed = recipe.get("seed", 0)
     kept, held_out = hold_out(source, HELD_OUT_SHARE, seed)
     seen = take(kept, recipe.get("limit_train"), seed)
-    if seen.fingerprint != seen_before:
-        return source
-    say(f"trained on {len(seen)} of these {len(source)} pictures; scored on the {len(held_out)} held out")
-    return held_out
+    return (seen, held_out) if seen.fingerprint == seen_before else None
 
 
 def take(source: P, limit: int | None, seed: int = 0) -> P:

@@ -93,22 +93,27 @@ def _product_width(attention: Any) -> int:
 def cuttables(
     structure: Structure, importance: Mapping[Channels, NDArray[np.float64]], of: Iterable[str] | None = None
 ) -> list[Cuttable]:
-    """What can be cut of some kinds, by default of all that the model has.
+    """What can be cut of some kinds, see `groups_of`."""
+    return [_cuttable(members, importance) for members in groups_of(structure, of)]
+
+
+def groups_of(structure: Structure, of: Iterable[str] | None = None) -> list[list[Channels]]:
+    """The channels of some kinds, by default of all; those together that are cut by the same number.
 
     Raises:
         ConfigError: an unknown kind, or one that cannot be cut in this model.
     """
-    found = {kind: structure.cut_with(kind) for kind in PRUNED.values()}
-    known = [kind for kind, channels in PRUNED.items() if found[channels]]
+    found = {kind: structure.cut_with(decisive) for kind, decisive in PRUNED.items()}
+    known = [kind for kind in found if found[kind]]
     groups: dict[str, list[Channels]] = {}
-    for kind in known if of is None else of:
+    for kind in dict.fromkeys(known if of is None else of):
         if kind not in known:
             raise ConfigError(f"--of: expected some of {', '.join(known)} in this model, got {kind!r}")
-        for channels in found[PRUNED[kind]]:
+        for channels in found[kind]:
             groups.setdefault(channels.group, []).append(channels)
     if not groups:
         raise ConfigError(f"--of: expected some of {', '.join(known)} in this model, got none")
-    return [_cuttable(members, importance) for members in groups.values()]
+    return list(groups.values())
 
 
 def _cuttable(members: Sequence[Channels], importance: Mapping[Channels, NDArray[np.float64]]) -> Cuttable:
@@ -132,11 +137,7 @@ def smaller_spec(
     Raises:
         ConfigError: an impossible share, or one that cannot be reached by these cuts.
     """
-    if not 0 < keep <= 1:
-        raise ConfigError(f"--keep: expected a share above 0, at most 1, got {keep}")
-    if cost not in COSTS:
-        raise ConfigError(f"--cost: expected {' or '.join(COSTS)}, got {cost!r}")
-
+    check_share(keep, cost)
     whole: ModelSpec = model.spec
     meter = Meter(model)
 
@@ -166,6 +167,18 @@ def smaller_spec(
         least = cost_after(Counter(number for _, number in steps)) / full
         raise ConfigError(f"--keep: these cuts leave {least:.3f} of the {cost} at least, got {keep}")
     return spec_after(Counter(number for _, number in steps[:count]))
+
+
+def check_share(keep: float, cost: str) -> None:
+    """Refuse what no model can be cut to.
+
+    Raises:
+        ConfigError: an impossible share, or an unknown cost.
+    """
+    if not 0 < keep <= 1:
+        raise ConfigError(f"--keep: expected a share above 0, at most 1, got {keep}")
+    if cost not in COSTS:
+        raise ConfigError(f"--cost: expected {' or '.join(COSTS)}, got {cost!r}")
 
 
 def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from vitesse.analyze.importance import LabelledBatches, channel_importance, load
 from vitesse.analyze.structure import structure_of
 from vitesse.bench.contenders import count_macs
 from vitesse.catalogue import CHECKPOINT_SUFFIX
-from vitesse.data.sources import Source, open_source, take, unseen
+from vitesse.data.sources import Source, open_source, seen_in_training, take, unseen
 from vitesse.errors import ConfigError
 from vitesse.metrics import Showing, score, with_classes
 from vitesse.models.engine import TorchEngine
 from vitesse.models.variants import SPEC_SUFFIX, write_spec
 from vitesse.provenance import provenance
 from vitesse.prune.cut import cut
-from vitesse.prune.plan import cuttables, smaller_spec
+from vitesse.prune.plan import check_share, cuttables, groups_of, smaller_spec
 from vitesse.spec import Manifest, ModelSpec, to_mapping
 from vitesse.weights.files import save_weights
 
@@ -99,7 +99,7 @@ def prune(
         keep: share of the costs that the smaller model may have at most.
         of: of `PRUNED`: feed-forwards, queries and keys, widths of stages; by default all there are.
         cost: `macs` or `params`.
-        split: of `data`, which the importance is taken from.
+        split: of `data`, which the importance is taken from; of data without splits what training saw.
         limit: at most so many pictures for it, drawn by seed 0.
         batch_size: pictures at a time.
         arch: the architecture of a checkpoint whose header does not name it.
@@ -113,13 +113,20 @@ def prune(
     out = Path(out)
     if out.suffix != CHECKPOINT_SUFFIX:
         raise ConfigError(f"--out: expected a name ending in {CHECKPOINT_SUFFIX}, got {out}")
+    if out.resolve() == Path(model).resolve():
+        raise ConfigError(f"--out: expected another file than the model's, which it would replace, got {out}")
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size: expected at least 1, got {batch_size}")
+    check_share(keep, cost)
     if overrides and recipe is None:
         raise ConfigError(f"{', '.join(overrides)}: expected --recipe NAME beside it, to fine-tune with")
     module, manifest = loaded(model, arch)
     structure = structure_of(module)
     if not structure.uses:
         raise ConfigError(f"{manifest.model.name}: expected an EfficientViT (MSRA), SHViT or ViT to prune")
-    source = take(_of_classes(data, split, manifest), limit)
+    groups_of(structure, of)  # what would be refused after the pictures is refused before them
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = take(seen_in_training(_of_classes(data, split, manifest), manifest.provenance), limit)
     held_out = unseen(_of_classes(data, "test", manifest), manifest.provenance)
     pictures = LabelledBatches(source, manifest.preprocess, batch_size)
     importance = channel_importance(module, structure.taps, pictures)

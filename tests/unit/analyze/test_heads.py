@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from vitesse.analyze import attention, head_similarity
+from vitesse.analyze import attention, head_similarity, heads_report
 from vitesse.analyze.attention import WatchedModel
 from vitesse.analyze.head_similarity import HeadTally, as_heads, head_correlation, most_alike
 from vitesse.analyze.head_similarity import head_similarity as similarity_of
@@ -301,6 +301,13 @@ def test_models_have_short_names_that_differ() -> None:
     assert named(runs[0], runs[0]) == ["model", "model"]
     random = SimpleNamespace(model="efficientvit_m0", weights="random")
     assert labels([random]) == ["efficientvit_m0 (random weights)"]
+
+
+def test_figures_of_two_heads_are_written_without_needless_signs() -> None:
+    written: list[str] = []
+    axis = SimpleNamespace(text=lambda column, row, text, **_: written.append(text))
+    heads_report._label(axis, np.array([[np.nan, 0.726], [-0.004, -0.12], [1.0, 0.0]]))
+    assert written == [".73", ".00", "-.12", "1.00", ".00"]
 
 
 def test_a_softmax_that_is_no_attention_is_none() -> None:

@@ -21,7 +21,7 @@ from vitesse.analyze.importance import (
     channel_importance,
 )
 from vitesse.analyze.structure import structure_of
-from vitesse.errors import ConfigError, DataError
+from vitesse.errors import ConfigError, DataError, WeightsError
 from vitesse.models import build
 from vitesse.spec import ModelSpec
 from vitesse.weights.files import save_weights
@@ -149,7 +149,9 @@ def test_what_stays_is_the_most_important_of_all():
         ChannelGroup(kind=kind, stage=1, block="1", importance=np.array(values))
         for kind, values in {"q": [0.1, 0.9], "k": [0.2, 0.3], "ffn": [0.8, 0.7, 0.05, 0.6]}.items()
     )
-    analysis = ImportanceAnalysis(model="a", image_size=(8, 8), pictures=2, labels="data", groups=groups)
+    analysis = ImportanceAnalysis(
+        model="a", image_size=(8, 8), pictures=2, refused=0, labels="data", groups=groups
+    )
     assert analysis.remaining(0.5) == [1, 0, 3]
     assert analysis.remaining(0.0) == [2, 2, 4]
     assert analysis.share_by_kind(0.5) == {"q": 0.5, "k": 0.0, "ffn": 0.75}
@@ -175,6 +177,32 @@ def test_models_of_timm_are_followed_too(name, timm):
         np.testing.assert_allclose(values, one[channels], rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["timm:tiny_vit_5m_224", "timm:efficientformer_l1"])
+def test_attention_whose_queries_lie_head_by_head_is_refused(name, timm):
+    """Thirds of their `qkv` would be taken for queries, keys and values."""
+    with pytest.raises(ConfigError, match="this one has no attention that is known"):
+        structure_of(build(ModelSpec(name=name, image_size=(224, 224), num_classes=3)))
+
+
+def test_layers_that_are_not_called_are_refused(timm):
+    model = timm.create_model(
+        "swinv2_tiny_window8_256", img_size=32, depths=(1,), num_heads=(2,), embed_dim=16, window_size=4
+    )
+    taps = structure_of(model.eval()).taps
+    with pytest.raises(
+        ConfigError, match=r"layers\.0\.blocks\.0\.attn\.qkv: expected a layer that the model"
+    ):
+        channel_importance(model, taps, [(torch.zeros(1, 3, 32, 32), torch.tensor([0]))])
+
+
+def test_importance_that_is_not_finite_is_named(randomise, images, labels):
+    model = made("efficientvit_m0", randomise, **NARROW)
+    nn.init.constant_(model.get_parameter("stages.0.blocks.0.ffn0.branch.expand.bn.weight"), 1e200)
+    nn.init.constant_(model.get_parameter("stages.0.blocks.0.ffn0.branch.project.bn.weight"), 1e200)
+    with pytest.raises(WeightsError, match="its gradients are not finite"):
+        channel_importance(model, structure_of(model).taps, [(images[:1], labels[:1])])
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path, randomise) -> Path:
     torch.manual_seed(0)
@@ -189,6 +217,7 @@ def test_pictures_and_sizes_are_as_asked(checkpoint, paint_classes, tmp_path):
     (data / "red" / "000.png").write_bytes(b"broken")
     analysis = analyze_importance(str(checkpoint), data, image_size=64, batch_size=4)
     assert (analysis.pictures, analysis.image_size, analysis.labels) == (8, (64, 64), "data")
+    assert analysis.refused == analysis.records(0.5)[0]["refused"] == 1
     assert {group.place for group in analysis.groups} == {
         "1",
         "2",

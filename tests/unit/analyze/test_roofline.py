@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from vitesse.analyze import roofline
 from vitesse.analyze.kinds import kind_of
 from vitesse.analyze.profile import Operator, Profile, Shaped
+from vitesse.analyze.report import LEGEND_SIZE, _draw_roofline
 from vitesse.analyze.roofline import Machine, below_ridge_share, bytes_of, flops_of, place, stream_rate
 
 MACHINE = Machine(threads=1, flops_per_s=100.0, bytes_per_s=10.0, cache_bytes_per_s=40.0)
@@ -123,3 +125,12 @@ def test_a_measured_machine_is_of_this_world(monkeypatch: pytest.MonkeyPatch) ->
     assert 1e8 < machine.bytes_per_s < 1e13
     assert 1e8 < machine.flops_per_s < 1e14
     assert np.isfinite(machine.ridge)
+
+
+def test_the_legend_s_points_are_not_as_large_as_the_largest_operator():
+    axis = Figure().add_subplot()
+    made = (operator("MatMul", [(64, 64), (64, 64)], [(64, 64)]), operator("Add", [(9,), (9,)], [(9,)]))
+    _draw_roofline(axis, Profile(engine="e", operators=made, plain_s=1.0, profiled_s=1.0), MACHINE)
+    assert max(float(points.get_sizes().max()) for points in axis.collections) > 500
+    found = axis.get_legend().legend_handles
+    assert [float(points.get_sizes().max()) for points in found[:2]] == [LEGEND_SIZE] * 2

@@ -19,6 +19,7 @@ from vitesse.analyze.channels import Channels, Structure
 from vitesse.analyze.importance import channel_importance
 from vitesse.analyze.structure import structure_of
 from vitesse.bench.contenders import count_macs
+from vitesse.data.sources import HELD_OUT_SHARE, hold_out, open_source
 from vitesse.errors import ConfigError
 from vitesse.export.fold import fold
 from vitesse.export.onnx import to_onnx
@@ -276,6 +277,43 @@ def test_what_cannot_be_is_refused(options, message, wholes):
 def test_widths_that_fit_no_layer_are_refused(variant, message):
     with pytest.raises(ConfigError, match=message):
         build(ModelSpec(name="efficientvit_m0", image_size=(64, 64), variant=M0 | variant))
+
+
+def test_kinds_that_are_named_twice_count_once(wholes):
+    whole = wholes["cascade"]
+    once, twice = (cuttables(whole.structure, whole.importance, of) for of in (["qk"], ["qk", "qk"]))
+    assert [cuttable.channels for cuttable in twice] == [cuttable.channels for cuttable in once]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 1.2}, "--keep: expected a share above 0, at most 1, got 1.2"),
+        ({"cost": "ms"}, "--cost: expected macs or params, got 'ms'"),
+        ({"of": ["heads"]}, "--of: expected some of ffn, qk, width in this model, got 'heads'"),
+        ({"batch_size": 0}, "--batch-size: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_picture_is_read(options, message, wholes, tmp_path):
+    save_weights(tmp_path / "mine.safetensors", wholes["cascade"].model)
+    with pytest.raises(ConfigError, match=message):
+        prune(str(tmp_path / "mine.safetensors"), tmp_path / "nowhere", tmp_path / "a.safetensors", **options)
+
+
+def test_a_model_is_not_replaced_by_a_smaller_one(wholes, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_weights(file, wholes["cascade"].model)
+    with pytest.raises(ConfigError, match="--out: expected another file than the model's"):
+        prune(str(file), tmp_path / "nowhere", tmp_path / "." / "mine.safetensors")
+
+
+def test_importance_is_not_of_what_training_held_out(wholes, paint_classes, tmp_path):
+    data = paint_classes(tmp_path / "data", per_class=10)
+    kept, held_out = hold_out(open_source(data), HELD_OUT_SHARE, 0)
+    metadata = {"class_names": ["blue", "green", "red"], "provenance": {"data": kept.fingerprint}}
+    save_weights(tmp_path / "mine.safetensors", wholes["cascade"].model, metadata)
+    pruned = prune(str(tmp_path / "mine.safetensors"), data, tmp_path / "small.safetensors", keep=1)
+    assert (pruned.pictures, pruned.before.images) == (len(kept), len(held_out)) == (27, 3)
 
 
 def test_other_models_are_refused(tmp_path: Path, paint_classes, randomise):
