@@ -52,4 +52,7 @@ def read_spec(path: str | Path) -> ModelSpec:
         raise ConfigError(f"spec {path}: expected JSON, {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"spec {path}: expected an object with a name, got {type(raw).__name__}")
-    return from_mapping(ModelSpec, raw)
+    try:
+        return from_mapping(ModelSpec, raw)
+    except ConfigError as error:
+        raise ConfigError(f"spec {path}: {error}") from error
