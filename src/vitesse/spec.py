@@ -135,9 +135,7 @@ class ModelSpec:
             raise ConfigError(f"name: expected a text, got {self.name!r}")
         for key in ("in_chans", "num_classes"):
             if not _is_positive(getattr(self, key)):
-                raise ConfigError(
-                    f"{key}: expected a whole number of at least 1, got {getattr(self, key)!r}"
-                )
+                raise ConfigError(f"{key}: expected a whole number of at least 1, got {getattr(self, key)!r}")
         if not isinstance(self.distilled, bool):
             raise ConfigError(f"distilled: expected true or false, got {self.distilled!r}")
         if not isinstance(self.drop_path_rate, Real) or not 0 <= self.drop_path_rate < 1:

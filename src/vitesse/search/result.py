@@ -49,8 +49,8 @@ class Verdict:
             return "no hand-made model is within the latency, so there is none to compare with"
         if self.gain is None:
             return (
-                f"falls short of {self.baseline_name}: when timed again, none of the most accurate candidates "
-                "was within the latency"
+                f"falls short of {self.baseline_name}: timed again, none of the most accurate candidates was "
+                "within the latency"
             )
         assert self.top1 is not None
         assert self.baseline_top1 is not None
@@ -80,7 +80,7 @@ def front_of(trials: Sequence[Trial], bound: float) -> list[int]:
 
 
 def named(trials: Sequence[Trial], name: str | float) -> Trial | None:
-    """The hand-made model of this name that others are to be no slower than; None where it was not trained."""
+    """The trained hand-made model of this name, which others are to be no slower than."""
     return next((trial for trial in trained(trials) if trial.hand_made and trial.spec.name == name), None)
 
 

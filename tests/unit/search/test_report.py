@@ -50,7 +50,7 @@ def test_the_verdict_is_on_models_that_are_no_slower() -> None:
         "30.00%, one seed each"
     )
     assert judged(trials, {0: 0.9, 1: 1.0, 2: 1.0}, 0.9, {}).explain() == (
-        "falls short of efficientvit_m0: when timed again, none of the most accurate candidates was within the "
+        "falls short of efficientvit_m0: timed again, none of the most accurate candidates was within the "
         "latency"
     )
 
