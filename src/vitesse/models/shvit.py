@@ -96,7 +96,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "stem8": {"stem_stride": 8},
     "stem4": {"stem_stride": 4},
 }
-"""What the paper's Table 6 and figures 2 and 6 change: attended channels, and the stem's stride."""
+"""Attended channels as the paper's Table 6 and figure 6 change them, but for the multi-head row; the stem's
+stride as in figure 2, with three stages as ever where the paper has four behind a stride of 4."""
 
 
 class SingleHeadSelfAttention(nn.Module):

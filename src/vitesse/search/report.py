@@ -96,9 +96,10 @@ def draw(result: SearchResult, path: Path) -> None:
         axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, **steps)
     axis.axvline(result.bound, color="#444", lw=1, ls="--", label=f"bound: {result.settings['max_latency']}")
     best = result.best
-    for place, trial in enumerate(sorted(hand_made, key=_point)):  # those beside each other on two lines
+    for place, trial in enumerate(sorted(hand_made, key=_point)):  # neighbours below and above their points
         name = f"best: {trial.spec.name}" if trial.number == best.number else trial.spec.name
-        _name(axis, trial, name, THEIRS, (-8, -13 - 12 * (place % 2)), "right")
+        offset, side = ((0, 9), "center") if place % 2 else ((-8, -15), "right")
+        _name(axis, trial, name, THEIRS, offset, side)
     if not best.hand_made:
         _name(axis, best, f"best: trial {best.number}", OURS, (0, 9), "center")
     axis.set_xlabel(f"latency on {_where(result)} ({result.reference['name']} = 1)")

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from vitesse.bench.measure import Timing
 from vitesse.errors import ConfigError
+from vitesse.search import latency
 from vitesse.search.cost import Cost
 from vitesse.search.latency import Meter, Predictor, held_out_errors
 from vitesse.search.samples import GROUP, Samples
@@ -95,6 +98,23 @@ def test_models_are_timed_beside_the_reference() -> None:
     assert failed.ratio is None
     assert "expected" in failed.error
     assert 0 < again.reference_s < 1
+
+
+def test_trainings_have_the_threads_that_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def timed(contenders: Any, *args: Any, **kwargs: Any) -> list[Timing]:
+        seen.append(torch.get_num_threads())
+        return [Timing(contender=c, batch_size=1, threads=3, samples_s=(1.0,)) for c in contenders]
+
+    monkeypatch.setattr(latency, "time_interleaved", timed)
+    spec = ModelSpec(name="efficientvit_m0", image_size=(32, 32))
+    torch.set_num_threads(2)
+    try:
+        Meter(reference=spec, engine="torch", threads=3).measure([spec])
+        assert (seen, torch.get_num_threads()) == ([3], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
