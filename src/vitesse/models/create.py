@@ -6,7 +6,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from vitesse.catalogue import facts, resolve
+from vitesse.catalogue import CHANGE, SPEC_SUFFIX, facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import (  # noqa: F401  (register)
     detectors,
@@ -22,7 +22,7 @@ from vitesse.models import (  # noqa: F401  (register)
 from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
-from vitesse.models.variants import CHANGE, SPEC_SUFFIX, named_variant, read_spec
+from vitesse.models.variants import named_variant, read_spec
 from vitesse.spec import ModelSpec, Task, as_size
 from vitesse.weights.convert import read_foreign
 from vitesse.weights.hub import fetch, fetch_pretrained

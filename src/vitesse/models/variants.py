@@ -12,9 +12,6 @@ from vitesse.files import atomic_path
 from vitesse.models.registry import named_changes
 from vitesse.spec import ModelSpec, from_mapping, to_mapping
 
-CHANGE = "+"
-SPEC_SUFFIX = ".json"
-
 
 def named_variant(name: str, changes: Iterable[str]) -> dict[str, Any]:
     """`ModelSpec.variant` of an architecture with all of these changes, the last first where they disagree.
