@@ -8,8 +8,8 @@ spread. Each gets the width at which it is 1.25 times as fast as the usual one i
 interleaved (`vitesse.bench`, one thread, batch 16), and a power law through their times gives the one.
 
 Accuracy: CIFAR-100 at 32 px from scratch, recipe `cifar100`, the same 10 000 pictures three times and the
-same seeds for every row, scored on 5000 test pictures (standard error of a run 0.6 points); finished runs are
-kept. The share of time that memory bounds is that of `vitesse analyze runtime`.
+same seeds for every row, scored on 5000 test pictures (standard error of a run 0.6 points). Widths and
+finished runs in `--runs` are kept. The share of time that memory bounds is that of `vitesse analyze runtime`.
 
 Shape suffixes: B images, C channels, H rows, W columns, N tokens.
 """
@@ -17,6 +17,7 @@ Shape suffixes: B images, C channels, H rows, W columns, N tokens.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,15 @@ def fitting_widths(folder: Path, name: str, rounds: int) -> dict[float, int]:
     }
 
 
+def kept_widths(runs: Path, name: str, rounds: int) -> dict[float, int]:
+    """`fitting_widths`, found once: measured again they would be others, and their trainings begin anew."""
+    path = runs / f"{name}-widths.json"
+    if not path.is_file():
+        found = fitting_widths(runs, name, rounds)
+        write_atomically(path, json.dumps({str(share): width for share, width in found.items()}).encode())
+    return {float(share): width for share, width in json.loads(path.read_text()).items()}
+
+
 def accuracy(file: str, runs: Path, seeds: Sequence[int]) -> list[float]:
     """Top-1 of a spec file's model, one for each seed."""
     found = []
@@ -212,7 +222,7 @@ def accuracy(file: str, runs: Path, seeds: Sequence[int]) -> list[float]:
 
 def study(runs: Path, name: str, rounds: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each share: width, parameters, relative speed, what memory bounds, accuracies."""
-    chosen = fitting_widths(runs, name, rounds)
+    chosen = kept_widths(runs, name, rounds)
     files = {share: spec_file(runs, name, share, width) for share, width in chosen.items()}
     seconds = times(list(files.values()), rounds)
     rows = []

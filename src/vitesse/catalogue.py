@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from vitesse.errors import UnknownModelError, WeightsError, did_you_mean
@@ -19,6 +20,8 @@ from vitesse.spec import Task, as_size, from_mapping
 ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX = ".onnx", ".safetensors"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """What ends so is a file and no model's name."""
+SPEC_SUFFIX, CHANGE = ".json", "+"
+"""Of a file that says how a model is built, and before the name of a change to an architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,16 @@ def facts(name: str) -> ModelFacts:
     if name not in known:
         raise UnknownModelError(f"no model is named {name!r}; {did_you_mean(name, known)}")
     return known[name]
+
+
+def is_untrained(name: str) -> bool:
+    """Whether this is a spec file or a changed architecture, which never have weights."""
+    return name.endswith(SPEC_SUFFIX) or (CHANGE in name and not Path(name).exists() and "." not in name)
+
+
+def untrained(name: str) -> str:
+    """What to do with such a name where weights are needed."""
+    return f"this is an architecture without weights; run `vitesse train DATA --model {name}` first"
 
 
 def resolve(name: str) -> tuple[ModelFacts, WeightFacts]:

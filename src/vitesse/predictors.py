@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, models, resolve
+from vitesse.catalogue import (
+    ARTEFACT_SUFFIX,
+    CHECKPOINT_SUFFIX,
+    PICKLE_SUFFIXES,
+    is_untrained,
+    models,
+    resolve,
+    untrained,
+)
 from vitesse.errors import ConfigError, UnknownModelError, did_you_mean, from_extra, require
 from vitesse.progress import say
 from vitesse.provenance import versions
@@ -115,6 +123,8 @@ def find_artefact(model: str | Path | None) -> Artefact:
         with from_extra("torch"):
             from vitesse.weights.hub import fetch
         return read_artefact(fetch(name.removeprefix(HUB_PREFIX), HUB_FILE))
+    if is_untrained(name):
+        raise ConfigError(f"{name}: expected .onnx or .safetensors; {untrained(name)}")
     if name.endswith(ARTEFACT_SUFFIX) or Path(name).is_file():
         return read_artefact(name)
     if Path(name).suffix in PICKLE_SUFFIXES:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
 from vitesse.errors import ConfigError, did_you_mean
@@ -80,12 +81,17 @@ def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """`224` or `(height, width)` as (height, width) in pixels.
 
     Raises:
-        ConfigError: a side is not a positive whole number.
+        ConfigError: a side is not a positive whole number, or there are not two.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ConfigError(f"image size: expected positive pixels, got {height}x{width}")
-    return height, width
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(map(_is_positive, sides)):
+        got = "x".join(map(str, sides)) if isinstance(sides, (tuple, list)) else repr(sides)
+        raise ConfigError(f"image size: expected positive pixels, one side or two, got {got}")
+    return sides[0], sides[1]
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +130,16 @@ class ModelSpec:
             raise ConfigError(f"variant: expected keys with values, got {self.variant!r}")
         frozen = {key: _freeze(value) for key, value in self.variant.items()}
         object.__setattr__(self, "variant", frozen)
-        as_size(self.image_size)
+        object.__setattr__(self, "image_size", as_size(self.image_size))
+        if not isinstance(self.name, str):
+            raise ConfigError(f"name: expected a text, got {self.name!r}")
         for key in ("in_chans", "num_classes"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key}: expected at least 1, got {getattr(self, key)}")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ConfigError(f"drop_path_rate: expected 0 <= rate < 1, got {self.drop_path_rate}")
+            if not _is_positive(getattr(self, key)):
+                raise ConfigError(f"{key}: expected a whole number of at least 1, got {getattr(self, key)!r}")
+        if not isinstance(self.distilled, bool):
+            raise ConfigError(f"distilled: expected true or false, got {self.distilled!r}")
+        if not isinstance(self.drop_path_rate, Real) or not 0 <= self.drop_path_rate < 1:
+            raise ConfigError(f"drop_path_rate: expected 0 <= rate < 1, got {self.drop_path_rate!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ def test_the_best_is_named_and_its_spec_is_a_model(
         (["--trials", "0"], 2, "--trials: expected at least 1, got 0"),
         (["--samples", "5"], 2, "--samples: expected at least 10, got 5"),
         (["--threads", "9999"], 2, "CPUs, got 9999"),
+        (["--max-macs", "0"], 2, "--max-macs: expected more than 0 millions, got 0"),
         (["--floor", "1"], 2, "--floor: expected a share of the latency, 0 to 1"),
         (["--data", "absent"], 1, "no such file or folder"),
         (["epoch=2"], 2, "did you mean epochs"),

@@ -37,11 +37,21 @@ def published(hub, randomise):
         ("hf:me/flowers", "got an artefact"),
         ("mine.onnx", "got an artefact"),
         ("mine.pth", "run `vitesse convert` first"),
+        ("mine.json", "without weights; run `vitesse train DATA --model mine.json` first"),
+        ("shvit_s1+half", "without weights; run `vitesse train DATA --model shvit_s1\\+half` first"),
     ],
 )
 def test_torch_runs_checkpoints_and_names_only(model, told):
     with pytest.raises(ConfigError, match=told):
         load(model, engine="torch")
+
+
+@pytest.mark.parametrize("name", ["mine.json", "shvit_s1+half"])
+def test_what_has_no_weights_says_how_to_get_some(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text('{"name": "shvit_s1"}')
+    with pytest.raises(ConfigError, match="an architecture without weights; run `vitesse train DATA --model"):
+        find_artefact(name)
 
 
 def test_a_folder_does_not_hide_a_model_of_its_name(hub, tmp_path, monkeypatch):

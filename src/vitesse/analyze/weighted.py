@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitesse.analyze.subject import check_task
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, resolve
+from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, SPEC_SUFFIX, resolve
 from vitesse.errors import ConfigError, WeightsError, from_extra
 from vitesse.predictors import HUB_PREFIX, find_artefact
 from vitesse.runtime.artefact import Artefact, bundled_names
@@ -90,7 +90,6 @@ def _of_name(model: str) -> Weighted:
         from vitesse.models.foreign import is_timm, timm_preprocess
         from vitesse.models.loading import load_torch
         from vitesse.models.registry import task_of_model
-        from vitesse.models.variants import SPEC_SUFFIX
 
     if is_timm(model):
         preprocess = timm_preprocess(model)

@@ -67,7 +67,7 @@ def run(
 
     Candidates are timed on the engine, and trained from scratch for as long as the recipe says; make that
     short. Goes on by itself where the folder holds an interrupted search. It then holds front/*.json, which
-    every verb takes as --model, search.json, search.md and search.png.
+    train, bench and analyze take as a model, search.json, search.md and search.png.
 
     \b
     Examples:

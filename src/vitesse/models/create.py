@@ -6,7 +6,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from vitesse.catalogue import facts, resolve
+from vitesse.catalogue import CHANGE, SPEC_SUFFIX, facts, resolve
 from vitesse.errors import ConfigError
 from vitesse.models import (  # noqa: F401  (register)
     detectors,
@@ -22,7 +22,7 @@ from vitesse.models import (  # noqa: F401  (register)
 from vitesse.models.backbone import Backbone, FeatureExtractor, VisionModel
 from vitesse.models.foreign import build_timm, is_timm, timm_weights
 from vitesse.models.registry import build_model, registered_models
-from vitesse.models.variants import CHANGE, SPEC_SUFFIX, named_variant, read_spec
+from vitesse.models.variants import named_variant, read_spec
 from vitesse.spec import ModelSpec, Task, as_size
 from vitesse.weights.convert import read_foreign
 from vitesse.weights.hub import fetch, fetch_pretrained
@@ -83,11 +83,11 @@ def create_model(
     *,
     pretrained: bool = False,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     distilled: bool = False,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | None = None,
 ) -> VisionModel | TimmModel | FeatureExtractor:
     """A model by name, in training mode, float32, on the CPU.
 
@@ -97,12 +97,13 @@ def create_model(
         pretrained: load the published weights from the Hugging Face Hub or its cache.
         num_classes: classes of the head, default the architecture's own, 1000 of a classifier; other than
             the weights' own, the head starts fresh.
-        in_chans: image channels; other than 3, the pretrained first convolution is adapted so that a
-            picture with equal channels gives the response it gave (`weights.load.adapt_channels`).
+        in_chans: image channels, default 3 or what a spec file says; other than 3, the pretrained first
+            convolution is adapted so that a picture with equal channels gives the response it gave
+            (`weights.load.adapt_channels`).
         image_size: pixels, one side or (height, width); default the architecture's own.
         features_only: feature maps by name instead of logits, of Vitesse's classifiers.
         distilled: a second head that learns from a teacher; with weights that have none, both start fresh.
-        drop_path_rate: stochastic depth at the last block, 0 to 1.
+        drop_path_rate: stochastic depth at the last block, 0 to 1; default 0 or what a spec file says.
 
     Raises:
         UnknownModelError: no architecture or weights have this name; the message lists the nearest.
@@ -116,10 +117,10 @@ def create_model(
     model = build(
         dataclasses.replace(
             spec,
-            in_chans=in_chans,
+            in_chans=spec.in_chans if in_chans is None else in_chans,
             num_classes=spec.num_classes if num_classes is None else num_classes,
             distilled=distilled or spec.distilled,
-            drop_path_rate=drop_path_rate,
+            drop_path_rate=spec.drop_path_rate if drop_path_rate is None else drop_path_rate,
         )
     )
     for key, asked in (("num_classes", num_classes), ("distilled", distilled or None)):

@@ -37,9 +37,11 @@ from vitesse.layers import (
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import check_parts, check_stages, check_value, configured, register
+from vitesse.models.registry import check_number, check_parts, check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
+LEAST_FFN_RATIO = 0.125
+"""One hidden channel at the least width, 8."""
 LAYOUTS = {
     "sandwich": ("dw0", "ffn0", "mixer", "dw1", "ffn1"),
     "alternating": ("dw0", "mixer0", "ffn0", "dw1", "mixer1", "ffn1"),
@@ -82,6 +84,9 @@ class EfficientViTConfig:
 
     def __post_init__(self) -> None:
         check_stages(self, 3, "embed_dim", "depths", "num_heads")
+        odd = isinstance(self.kernels, tuple) and all(type(k) is int and k % 2 == 1 for k in self.kernels)
+        if not odd or min(self.kernels, default=1) < 1:
+            raise ConfigError(f"kernels: expected odd whole numbers, one a head, got {self.kernels!r}")
         if len(self.kernels) < max(self.num_heads):
             raise ConfigError(
                 f"kernels: expected one for each of {max(self.num_heads)} heads, got {self.kernels}"
@@ -89,6 +94,11 @@ class EfficientViTConfig:
         for dim, heads in zip(self.embed_dim, self.num_heads, strict=True):
             if heads < 1 or dim < 8 or dim % heads:
                 raise ConfigError(f"num_heads: expected a divisor of the width {dim}, got {heads}")
+        check_number(self, "key_dim", 0)
+        if self.window_size is not None:
+            check_number(self, "window_size", 1)
+        check_number(self, "ffn_ratio", LEAST_FFN_RATIO, whole=False)
+        check_value("local_mixing", self.local_mixing, (True, False))
         for key in ("layout", "attention", "norm", "act"):
             check_value(key, getattr(self, key), get_args(get_type_hints(type(self))[key]))
         check_parts(self, "ffn_dims", [2 * depth + 2 * (i > 0) for i, depth in enumerate(self.depths)])

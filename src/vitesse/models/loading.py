@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitesse.catalogue import ARTEFACT_SUFFIX, CHECKPOINT_SUFFIX, PICKLE_SUFFIXES, facts, resolve
+from vitesse.catalogue import (
+    ARTEFACT_SUFFIX,
+    CHECKPOINT_SUFFIX,
+    PICKLE_SUFFIXES,
+    facts,
+    is_untrained,
+    resolve,
+    untrained,
+)
 from vitesse.errors import ConfigError
 from vitesse.models.backbone import FeatureExtractor
 from vitesse.models.checkpoint import load_checkpoint
@@ -64,6 +72,8 @@ def _why_not(model: str) -> str | None:
         return "this is an ONNX file already; name what it was made from"
     if Path(model).suffix in PICKLE_SUFFIXES:
         return "this may hold code; run `vitesse convert` first"
+    if is_untrained(model):
+        return untrained(model)
     if model.startswith(TIMM_PREFIX):
         return "this is a timm model; train it with `vitesse train`, then name its checkpoint"
     return None

@@ -105,6 +105,19 @@ def check_parts(config: Any, key: str, counts: Sequence[int]) -> None:
         raise ConfigError(f"{key}: expected {wanted} widths of 1 or more, stage by stage, got {values}")
 
 
+def check_number(config: Any, key: str, least: float, *, whole: bool = True) -> None:
+    """
+    Raises:
+        ConfigError: a value of a configuration that is no number of at least so much.
+    """
+    value = getattr(config, key)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not value >= least:
+        raise ConfigError(
+            f"{key}: expected a {'whole ' if whole else ''}number of {least} or more, got {value!r}"
+        )
+
+
 def check_value(key: str, value: Any, known: Sequence[Any]) -> None:
     """
     Raises:

@@ -30,7 +30,7 @@ from vitesse.layers import (
     without_autocast,
 )
 from vitesse.models.backbone import StagedBackbone
-from vitesse.models.registry import check_parts, check_stages, check_value, configured, register
+from vitesse.models.registry import check_number, check_parts, check_stages, check_value, configured, register
 from vitesse.spec import FeatureSpec, ModelSpec
 
 
@@ -58,7 +58,13 @@ class SHViTConfig:
     def __post_init__(self) -> None:
         check_stages(self, 3, "embed_dim", "depths", "partial_dim")
         check_value("stem_stride", self.stem_stride, (2, 4, 8, 16, 32))
-        if self.partial_ratio is not None and not 0 <= self.partial_ratio <= 1:
+        least = max(8, self.stem_stride // 2)
+        if min(self.embed_dim) < least:
+            raise ConfigError(f"embed_dim: expected widths of {least} or more, got {self.embed_dim}")
+        check_number(self, "key_dim", 1)
+        if self.partial_ratio is not None:
+            check_number(self, "partial_ratio", 0, whole=False)
+        if self.partial_ratio is not None and self.partial_ratio > 1:
             raise ConfigError(f"partial_ratio: expected a share, 0 to 1, got {self.partial_ratio}")
         if any(part > dim for part, dim in zip(self.partial_dim, self.embed_dim, strict=True)):
             raise ConfigError(f"partial_dim: expected at most {self.embed_dim}, got {self.partial_dim}")
@@ -90,7 +96,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "stem8": {"stem_stride": 8},
     "stem4": {"stem_stride": 4},
 }
-"""What the paper's Table 6 and figures 2 and 6 change: attended channels, and the stem's stride."""
+"""Attended channels as the paper's Table 6 and figure 6 change them, but for the multi-head row; the stem's
+stride as in figure 2, with three stages as ever where the paper has four behind a stride of 4."""
 
 
 class SingleHeadSelfAttention(nn.Module):

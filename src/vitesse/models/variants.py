@@ -12,9 +12,6 @@ from vitesse.files import atomic_path
 from vitesse.models.registry import named_changes
 from vitesse.spec import ModelSpec, from_mapping, to_mapping
 
-CHANGE = "+"
-SPEC_SUFFIX = ".json"
-
 
 def named_variant(name: str, changes: Iterable[str]) -> dict[str, Any]:
     """`ModelSpec.variant` of an architecture with all of these changes, the last first where they disagree.
@@ -52,4 +49,7 @@ def read_spec(path: str | Path) -> ModelSpec:
         raise ConfigError(f"spec {path}: expected JSON, {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"spec {path}: expected an object with a name, got {type(raw).__name__}")
-    return from_mapping(ModelSpec, raw)
+    try:
+        return from_mapping(ModelSpec, raw)
+    except ConfigError as error:
+        raise ConfigError(f"spec {path}: {error}") from error

@@ -13,12 +13,12 @@ from torch import nn
 from vitesse.analyze.importance import LabelledBatches, channel_importance, loaded
 from vitesse.analyze.structure import structure_of
 from vitesse.bench.contenders import count_macs
-from vitesse.catalogue import CHECKPOINT_SUFFIX
+from vitesse.catalogue import CHECKPOINT_SUFFIX, SPEC_SUFFIX
 from vitesse.data.sources import Source, open_source, seen_in_training, take, unseen
 from vitesse.errors import ConfigError
 from vitesse.metrics import Showing, score, with_classes
 from vitesse.models.engine import TorchEngine
-from vitesse.models.variants import SPEC_SUFFIX, write_spec
+from vitesse.models.variants import write_spec
 from vitesse.provenance import provenance
 from vitesse.prune.cut import cut
 from vitesse.prune.plan import check_share, cuttables, groups_of, smaller_spec

@@ -6,10 +6,11 @@ reference timed in the same rounds. Milliseconds are the ratio times the referen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Meter:
         """Every model, in the same rounds as the reference."""
         timed = [self.reference, *(spec for spec in specs if spec != self.reference)]
         made = [self._contender(spec) for spec in timed]
-        timings = time_interleaved(made, (self.batch_size,), rounds=self.rounds, threads=self.threads)
+        with _torch_threads(self.threads):
+            timings = time_interleaved(made, (self.batch_size,), rounds=self.rounds, threads=self.threads)
         if timings[0].error:
             raise ConfigError(f"the reference {self.reference.name} cannot be timed: {timings[0].error}")
         by_spec = {spec: self._compared(spec, t, timings[0]) for spec, t in zip(timed, timings, strict=True)}
@@ -89,6 +91,19 @@ class Meter:
         )
 
 
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """While entered, torch has so many; trainings have what they had."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _runner(spec: ModelSpec, engine: str, threads: int, batch_size: int) -> Runner:
     """A model in the engine. For batches of one the file takes no other, and is exported in half the time."""
     import torch
@@ -97,7 +112,6 @@ def _runner(spec: ModelSpec, engine: str, threads: int, batch_size: int) -> Runn
     if engine == "torch":
         from vitesse.models.engine import TorchEngine
 
-        torch.set_num_threads(threads)
         return TorchEngine(model.to(memory_format=torch.channels_last)).run
     with from_extra("search"):
         from vitesse.export.onnx import INPUT, OUTPUTS, to_onnx, traced

@@ -16,7 +16,7 @@ from vitesse.search.accuracy import Rung, TrainModel, is_behind
 from vitesse.search.cost import cost_of
 from vitesse.search.latency import Measure, Predictor
 from vitesse.search.propose import propose
-from vitesse.search.result import SearchResult, finalists, front_of, judged, settled
+from vitesse.search.result import SearchResult, finalists, front_of, judged, named, settled
 from vitesse.search.samples import Samples
 from vitesse.search.settings import Settings
 from vitesse.search.space import Space
@@ -106,7 +106,12 @@ class Search:
     def _try_hand_made(self, bound: float, predictor: Predictor) -> None:
         known = {trial.spec for trial in self.journal.trials()}
         points = {self.space.spec(point, self._classes): point for _, point in self.space.hand_made()}
-        new = [spec for spec in points if spec not in known and predictor(spec) <= NEARLY * bound]
+        measured = self.samples.measured
+        new = [
+            spec
+            for spec in points
+            if spec not in known and (spec in measured or predictor(spec) <= NEARLY * bound)
+        ]
         for sample in self.samples.of(new):
             fast_enough = sample.ratio is not None and sample.ratio <= bound
             if fast_enough and self._macs_fit(sample.spec) and self.count() < self.settings.trials:
@@ -215,11 +220,14 @@ class Search:
             raise TrainingError(
                 f"no candidate could be trained: {failed[-1] if failed else 'none was found'}"
             )
-        latencies = self._timed_together(finalists(trials))
-        verdict = judged(trials, latencies, {})
+        last, equal = finalists(trials), named(trials, self.settings.limit())
+        latencies = self._timed_together([*last, *([equal] if equal and equal not in last else [])])
+        if equal is not None:
+            bound = latencies.get(equal.number, bound)
+        verdict = judged(trials, latencies, bound, {})
         if verdict.challenger is not None and verdict.baseline is not None:
             seeds = self._confirmed([trials[verdict.challenger], trials[verdict.baseline]])
-            verdict = judged(trials, latencies, seeds)
+            verdict = judged(trials, latencies, bound, seeds)
         return SearchResult(
             settings={**self.settings.identity(), "trials": self.settings.trials},
             reference=self.samples.conditions["reference"],

@@ -92,12 +92,16 @@ def draw(result: SearchResult, path: Path) -> None:
     _scatter(axis, hand_made, "hand-made", color=THEIRS, marker="s", s=64, zorder=4)
     points = [_point(result.trials[number]) for number in result.front]
     if points:
-        axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, label="Pareto front")
+        steps = {"drawstyle": "steps-post", "label": "Pareto front"}
+        axis.plot(*zip(*points, strict=True), color=FRONT, lw=1.2, zorder=1, **steps)
     axis.axvline(result.bound, color="#444", lw=1, ls="--", label=f"bound: {result.settings['max_latency']}")
-    for trial in hand_made:
-        _name(axis, trial, trial.spec.name, THEIRS, (-8, -13), "right")
-    if not result.best.hand_made:
-        _name(axis, result.best, f"best: trial {result.best.number}", OURS, (0, 9), "center")
+    best = result.best
+    for place, trial in enumerate(sorted(hand_made, key=_point)):  # neighbours below and above their points
+        name = f"best: {trial.spec.name}" if trial.number == best.number else trial.spec.name
+        offset, side = ((0, 9), "center") if place % 2 else ((-8, -15), "right")
+        _name(axis, trial, name, THEIRS, offset, side)
+    if not best.hand_made:
+        _name(axis, best, f"best: trial {best.number}", OURS, (0, 9), "center")
     axis.set_xlabel(f"latency on {_where(result)} ({result.reference['name']} = 1)")
     axis.set_ylabel("top-1 after the short training (%)")
     limit = result.settings["max_latency"]
@@ -125,6 +129,7 @@ def _point(trial: Trial) -> tuple[float, float]:
 
 
 def _name(axis: Any, trial: Trial, text: str, colour: str, offset: tuple[int, int], side: str) -> None:
+    halo = require("matplotlib.patheffects", "search").withStroke(linewidth=3, foreground="white")
     axis.annotate(
         text,
         _point(trial),
@@ -133,6 +138,8 @@ def _name(axis: Any, trial: Trial, text: str, colour: str, offset: tuple[int, in
         ha=side,
         fontsize=8.5,
         color=colour,
+        path_effects=[halo],
+        zorder=5,
     )
 
 

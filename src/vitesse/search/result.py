@@ -19,7 +19,7 @@ FINALISTS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The most accurate candidate that is no slower than the most accurate hand-made model, and that model.
+    """The most accurate candidate within the latency, and the most accurate hand-made model within it.
 
     Attributes:
         challenger, baseline: their trials; None where there is none.
@@ -48,7 +48,10 @@ class Verdict:
         if self.baseline is None:
             return "no hand-made model is within the latency, so there is none to compare with"
         if self.gain is None:
-            return f"falls short: no candidate that was trained is as fast as {self.baseline_name}"
+            return (
+                f"falls short of {self.baseline_name}: timed again, none of the most accurate candidates was "
+                "within the latency"
+            )
         assert self.top1 is not None
         assert self.baseline_top1 is not None
         how = f"beats {self.baseline_name} by" if self.gain > 0 else f"falls short of {self.baseline_name} by"
@@ -76,6 +79,11 @@ def front_of(trials: Sequence[Trial], bound: float) -> list[int]:
     return [done[index].number for index in pareto_front(points)]
 
 
+def named(trials: Sequence[Trial], name: str | float) -> Trial | None:
+    """The trained hand-made model of this name, which others are to be no slower than."""
+    return next((trial for trial in trained(trials) if trial.hand_made and trial.spec.name == name), None)
+
+
 def finalists(trials: Sequence[Trial]) -> list[Trial]:
     """The most accurate hand-made model, and the `FINALISTS` most accurate others."""
     ranked = sorted(trained(trials), key=lambda trial: -(trial.top1 or 0.0))
@@ -84,20 +92,23 @@ def finalists(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def judged(
-    trials: Sequence[Trial], latencies: Mapping[int, float], seeds: Mapping[int, Sequence[float]]
+    trials: Sequence[Trial],
+    latencies: Mapping[int, float],
+    bound: float,
+    seeds: Mapping[int, Sequence[float]],
 ) -> Verdict:
     """The verdict on trials.
 
     Args:
         latencies: ratios from the same rounds, by trial: of the finalists.
+        bound: the highest ratio.
         seeds: accuracies with further seeds, by trial; counted where both have as many.
     """
     last = [trial for trial in finalists(trials) if trial.number in latencies]
     baseline = next((trial for trial in last if trial.hand_made), None)
     if baseline is None:
         return Verdict(challenger=None, baseline=None)
-    limit = latencies[baseline.number]
-    rivals = [trial for trial in last if not trial.hand_made and latencies[trial.number] <= limit]
+    rivals = [trial for trial in last if not trial.hand_made and latencies[trial.number] <= bound]
     if not rivals:
         return Verdict(challenger=None, baseline=baseline.number, baseline_name=baseline.spec.name)
     best = max(rivals, key=lambda trial: trial.top1 or 0.0)
@@ -107,7 +118,7 @@ def judged(
         challenger=best.number,
         baseline=baseline.number,
         baseline_name=baseline.spec.name,
-        latency=latencies[best.number] / limit,
+        latency=latencies[best.number] / latencies[baseline.number],
         top1=statistics.mean(runs) if fair else best.top1,
         baseline_top1=statistics.mean(baseline_runs) if fair else baseline.top1,
         seeds=len(runs) if fair else 0,
@@ -122,7 +133,7 @@ class SearchResult:
         settings: what was asked for.
         reference: spec of the model that latencies are ratios to.
         reference_s: its seconds a batch at the start.
-        bound: the highest ratio.
+        bound: the highest ratio; where it is a hand-made model's, the one that this had at the end.
         errors: of the latency predictor.
         trials: all, in their order, the finalists with the latencies that they were found to have at the end.
         front: trials within the bound that no other beats, the fastest first.
@@ -142,9 +153,10 @@ class SearchResult:
 
     @property
     def best(self) -> Trial:
-        """The challenger where it beats the hand-made model, else the most accurate within the bound."""
-        number = self.verdict.challenger
-        if number is not None and (self.verdict.gain or 0.0) > 0:
+        """What the verdict prefers; without one the most accurate within the bound."""
+        gain, verdict = self.verdict.gain, self.verdict
+        number = verdict.challenger if gain is not None and gain > 0 else verdict.baseline
+        if gain is not None and number is not None:
             return self.trials[number]
         if self.front:
             return self.trials[self.front[-1]]

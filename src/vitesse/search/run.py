@@ -69,15 +69,15 @@ def search(
     )
     identity = {
         **settings.identity(),
-        "data": str(data),
+        "data": str(data).rstrip("/") or "/",
         "classes": len(class_names),
         "recipe": recipe_values(trainer.recipe),
     }
     with _alone_in(folder), StopSignals() as signals:
+        journal = Journal(folder, space, len(class_names), identity)
         samples = Samples.open(
             folder / "latency.json", conditions_of(meter), meter.measure, settings.batch_size
         )
-        journal = Journal(folder, space, len(class_names), identity)
         searching = Search(
             folder=folder,
             settings=settings,

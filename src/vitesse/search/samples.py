@@ -15,6 +15,7 @@ from vitesse.files import write_atomically
 from vitesse.progress import track
 from vitesse.search.cost import Cost, cost_of
 from vitesse.search.latency import Errors, Measure, Measured, Predictor, held_out_errors
+from vitesse.search.settings import difference
 from vitesse.search.space import Space
 from vitesse.spec import ModelSpec, from_mapping, to_mapping
 
@@ -53,15 +54,13 @@ class Samples:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             found = [from_mapping(Measured, {**row, "spec": _spec(row["spec"])}) for row in raw["measured"]]
+            before, reference_s = raw["conditions"], raw["reference_s"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: expected measured latencies, {error}; remove it") from error
-        if raw["conditions"] != json.loads(json.dumps(conditions)):
-            raise ConfigError(
-                f"{path} was measured with {raw['conditions']}, now {dict(conditions)} is asked for; take "
-                "another --out"
-            )
+        if found_other := difference(before, json.loads(json.dumps(conditions))):
+            raise ConfigError(f"{path} was measured with {found_other} is asked for; take another --out")
         samples.measured = {sample.spec: sample for sample in found}
-        samples.reference_s = raw["reference_s"]
+        samples.reference_s = reference_s
         return samples
 
     def of(self, specs: Sequence[ModelSpec]) -> list[Measured]:

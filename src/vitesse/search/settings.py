@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,6 +74,8 @@ class Settings:
             raise ConfigError(f"--threads: this process may use {usable_cpus()} CPUs, got {self.threads}")
         if not 0 <= self.floor < 1:
             raise ConfigError(f"--floor: expected a share of the latency, 0 to 1, got {self.floor}")
+        if self.max_macs is not None and not self.max_macs > 0:
+            raise ConfigError(f"--max-macs: expected more than 0 millions, got {self.max_macs}")
         self.limit()
 
     def limit(self) -> float | str:
@@ -96,3 +99,15 @@ class Settings:
         """What must agree to go on, as plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE_TO_CHANGE}
         return {**values, "image_sizes": list(self.image_sizes)}
+
+
+def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first value of `asked` that is another in `known`, and both; empty where there is none."""
+    for key, value in asked.items():
+        before = known.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            if found := difference(before, value):
+                return f"{key} {found}"
+        elif before != value:
+            return f"{key} {before}, now {value}"
+    return ""

@@ -5,12 +5,14 @@ Accuracy is maximised, the latency ratio minimised. Numbers are Optuna's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitesse.errors import ConfigError, require
+from vitesse.search.settings import difference
 from vitesse.search.space import Point, Space
 from vitesse.spec import ModelSpec, to_mapping
 
@@ -119,16 +121,10 @@ class Journal:
 
     def _agree_on(self, settings: Mapping[str, Any], folder: Path) -> None:
         known = self.kept("settings")
-        if known is None:
+        if known is None or not self.study.get_trials(deepcopy=False):  # refused before its first trial
             self.keep("settings", dict(settings))
-            return
-        differ = [key for key in settings if known.get(key) != settings[key]]
-        if differ:
-            key = differ[0]
-            raise ConfigError(
-                f"{folder} holds a search with {key} {known.get(key)}, now {settings[key]} is asked for; "
-                "take another --out"
-            )
+        elif found := difference(known, settings):
+            raise ConfigError(f"{folder} holds a search with {found} is asked for; take another --out")
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
@@ -152,7 +148,7 @@ def _study(path: Path) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+        os.truncate(path, data.rfind(b"\n") + 1)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     return optuna.create_study(  # type: ignore[no-any-return]
         storage=storage, study_name=NAME, directions=DIRECTIONS, load_if_exists=True

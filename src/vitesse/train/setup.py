@@ -168,11 +168,10 @@ def initial_model(spec: ModelSpec, recipe: Recipe, note: Callable[[str], None]) 
     if (recipe.retrieval or recipe.retrieval_epochs) and not isinstance(model, Multiplexer):
         raise ConfigError(f"recipe retrieval: expected a multiplexed model, got {spec.name}")
     if recipe.init in ("auto", "published"):
-        source = model.backbone.spec.name if isinstance(model, DenseModel) else spec.name
-        say(f"{source}: fetching published weights to start from")
+        source = model.backbone.spec if isinstance(model, DenseModel) else spec
         try:
             path = _published(source)
-            note(f"started from published weights of {source}: {start_from(model, path).explain()}")
+            note(f"started from published weights of {source.name}: {start_from(model, path).explain()}")
         except WeightsError as error:
             if recipe.init == "published":
                 raise
@@ -198,7 +197,11 @@ def prepared(
     return model, accelerator.prepare_optimizer(adamw(model, recipe)), average
 
 
-def _published(name: str) -> Path:
+def _published(spec: ModelSpec) -> Path:
+    name = spec.name
+    if spec.variant:
+        raise WeightsError(f"a changed {name} has no published weights")
+    say(f"{name}: fetching published weights to start from")
     return fetch(timm_weights(name)[0]) if is_timm(name) else fetch_pretrained(name)
 
 

@@ -47,6 +47,13 @@ def test_the_width_of_a_time_is_found():
     assert study.fitting_width(tried, [width**1.7 for width in tried], 72**1.7) == 72
 
 
+def test_widths_are_measured_once(tmp_path, monkeypatch):
+    found = iter([{0.2: 48, 0.5: 64}])
+    monkeypatch.setattr(study, "fitting_widths", lambda *args: next(found))
+    once = study.kept_widths(tmp_path, "proportion_deit", 5)
+    assert study.kept_widths(tmp_path, "proportion_deit", 5) == once == {0.2: 48, 0.5: 64}
+
+
 def test_a_spec_file_of_a_sub_network_rebuilds_it(tmp_path):
     model = study.build(read_spec(study.spec_file(tmp_path, "proportion_swin", 0.2, 24)))
     layers = [module for module in model.modules() if isinstance(module, study.Windows)]

@@ -96,11 +96,65 @@ def test_a_split_head_sees_no_other_split():
         ({"num_heads": (3, 4, 4)}, "num_heads: expected a divisor of the width 64, got 3"),
         ({"norm": "group"}, "norm: expected batch or layer, got 'group'"),
         ({"kernels": (3,)}, "kernels: expected one for each of 4 heads"),
+        ({"kernels": (3, 4, 3, 3)}, "kernels: expected odd whole numbers, one a head, got"),
+        ({"kernels": "5555"}, "kernels: expected odd whole numbers"),
+        ({"key_dim": -1}, "key_dim: expected a whole number of 0 or more, got -1"),
+        ({"key_dim": "16"}, "key_dim: expected a whole number of 0 or more, got '16'"),
+        ({"window_size": 0}, "window_size: expected a whole number of 1 or more, got 0"),
+        ({"ffn_ratio": 0}, r"ffn_ratio: expected a number of 0\.125 or more, got 0"),
+        ({"local_mixing": "no"}, "local_mixing: expected True or False, got 'no'"),
     ],
 )
 def test_impossible_variants_are_refused_in_one_line(variant, message):
     with pytest.raises(ConfigError, match=message):
         build(ModelSpec(name="efficientvit_m0", variant=variant))
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"embed_dim": (0, 64, 96)}, "embed_dim: expected widths of 8 or more"),
+        ({"embed_dim": (8, 64, 96), "stem_stride": 32}, "embed_dim: expected widths of 16 or more"),
+        ({"key_dim": 0}, "key_dim: expected a whole number of 1 or more, got 0"),
+        ({"partial_ratio": "half"}, "partial_ratio: expected a number of 0 or more, got 'half'"),
+        ({"partial_ratio": 1.5}, "partial_ratio: expected a share, 0 to 1"),
+        ({"stem_stride": 12}, "stem_stride: expected 2 or 4"),
+    ],
+)
+def test_impossible_variants_of_shvit_are_refused(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ModelSpec(name="shvit_s1", variant=variant))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": "big"}, "image size: expected positive pixels, one side or two, got 'big'"),
+        ({"image_size": [64, "x"]}, "image size: expected positive pixels, one side or two, got 64xx"),
+        ({"image_size": [64]}, "image size: expected positive pixels, one side or two, got 64"),
+        ({"image_size": 64.5}, "image size: expected positive pixels"),
+        ({"num_classes": "ten"}, "num_classes: expected a whole number of at least 1, got 'ten'"),
+        ({"num_classes": 0}, "num_classes: expected a whole number of at least 1, got 0"),
+        ({"in_chans": 1.5}, "in_chans: expected a whole number"),
+        ({"distilled": "no"}, "distilled: expected true or false, got 'no'"),
+        ({"drop_path_rate": "low"}, "drop_path_rate: expected 0 <= rate < 1, got 'low'"),
+        ({"name": 3}, "name: expected a text, got 3"),
+        ({"nmae": "x"}, "unknown key 'nmae'; did you mean name"),
+    ],
+)
+def test_impossible_files_are_refused_by_their_name(tmp_path, values, message):
+    (tmp_path / "mine.json").write_text(json.dumps({"name": "efficientvit_m0", **values}))
+    with pytest.raises(ConfigError, match=rf"^spec \S*mine\.json: .*{message}"):
+        create_model(str(tmp_path / "mine.json"))
+
+
+def test_all_of_a_file_counts(tmp_path):
+    spec = ModelSpec(name="shvit_s1", image_size=(64, 64), in_chans=4, num_classes=7, drop_path_rate=0.1)
+    write_spec(spec, tmp_path / "mine.json")
+    assert create_model(str(tmp_path / "mine.json")).spec == spec
+    assert create_model(str(tmp_path / "mine.json"), in_chans=1, drop_path_rate=0.0).spec.in_chans == 1
+    (tmp_path / "mine.json").write_text('{"name": "shvit_s1", "image_size": 64}')
+    assert create_model(str(tmp_path / "mine.json")).spec.image_size == (64, 64)
 
 
 def test_what_cannot_vary_says_so(tmp_path):

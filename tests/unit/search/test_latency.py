@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from vitesse.bench.measure import Timing
 from vitesse.errors import ConfigError
+from vitesse.search import latency
 from vitesse.search.cost import Cost
 from vitesse.search.latency import Meter, Predictor, held_out_errors
 from vitesse.search.samples import GROUP, Samples
@@ -97,6 +100,23 @@ def test_models_are_timed_beside_the_reference() -> None:
     assert 0 < again.reference_s < 1
 
 
+def test_trainings_have_the_threads_that_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def timed(contenders: Any, *args: Any, **kwargs: Any) -> list[Timing]:
+        seen.append(torch.get_num_threads())
+        return [Timing(contender=c, batch_size=1, threads=3, samples_s=(1.0,)) for c in contenders]
+
+    monkeypatch.setattr(latency, "time_interleaved", timed)
+    spec = ModelSpec(name="efficientvit_m0", image_size=(32, 32))
+    torch.set_num_threads(2)
+    try:
+        Meter(reference=spec, engine="torch", threads=3).measure([spec])
+        assert (seen, torch.get_num_threads()) == ([3], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "batch_size"), [("onnxruntime", 1), ("openvino", 3)])
 def test_models_are_exported_for_engines(engine: str, batch_size: int) -> None:
@@ -122,11 +142,12 @@ def test_samples_are_measured_once_in_groups(tmp_path: Path, machine: Any, small
 
 def test_samples_of_other_conditions_are_refused(tmp_path: Path, machine: Any, small_space: Space) -> None:
     opened(tmp_path, machine).draw(small_space, 1, 5, seed=1)
-    with pytest.raises(ConfigError, match=r"measured with \{'threads': 1\}, now \{'threads': 2\}"):
+    with pytest.raises(ConfigError, match=r"latency\.json was measured with threads 1, now 2 is asked for"):
         opened(tmp_path, machine, {"threads": 2})
-    (tmp_path / "latency.json").write_text("{}")
-    with pytest.raises(ConfigError, match="expected measured latencies"):
-        opened(tmp_path, machine)
+    for text in ("{}", '{"measured": []}', "[]", "{"):
+        (tmp_path / "latency.json").write_text(text)
+        with pytest.raises(ConfigError, match="expected measured latencies"):
+            opened(tmp_path, machine)
 
 
 def test_models_that_cannot_be_timed_are_not_fitted_on(tmp_path: Path, small_space: Space) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from vitesse.models.variants import read_spec
+from vitesse.search.latency import Errors
 from vitesse.search.report import describe, markdown, write_result
-from vitesse.search.result import front_of, judged, settled
+from vitesse.search.result import SearchResult, front_of, judged, settled
 from vitesse.search.trials import Trial
 from vitesse.spec import ModelSpec
 
@@ -41,30 +42,57 @@ def test_the_front_holds_what_no_other_beats() -> None:
 
 def test_the_verdict_is_on_models_that_are_no_slower() -> None:
     trials = [trial(0, 1.0, 0.30, hand_made=True), trial(1, 0.99, 0.40), trial(2, 0.95, 0.35)]
-    verdict = judged(trials, {0: 1.0, 1: 1.01, 2: 0.96}, {})
+    verdict = judged(trials, {0: 1.0, 1: 1.01, 2: 0.96}, 1.0, {})
     assert (verdict.challenger, verdict.latency) == (2, 0.96)
     assert verdict.gain == pytest.approx(0.05)
     assert verdict.explain() == (
         "trial 2 beats efficientvit_m0 by 5.00 points of top-1 at 0.96 of its latency: 35.00% against "
         "30.00%, one seed each"
     )
-    assert judged(trials, {0: 0.9, 1: 1.0, 2: 1.0}, {}).explain() == (
-        "falls short: no candidate that was trained is as fast as efficientvit_m0"
+    assert judged(trials, {0: 0.9, 1: 1.0, 2: 1.0}, 0.9, {}).explain() == (
+        "falls short of efficientvit_m0: timed again, none of the most accurate candidates was within the "
+        "latency"
     )
+
+
+def test_candidates_may_be_slower_than_the_hand_made_model_where_a_time_is_the_bound() -> None:
+    trials = [trial(0, 1.0, 0.30, hand_made=True), trial(1, 1.9, 0.40), trial(2, 0.9, 0.31)]
+    verdict = judged(trials, {0: 1.0, 1: 1.9, 2: 0.9}, 2.0, {})
+    assert (verdict.challenger, verdict.latency) == (1, 1.9)
+
+
+def test_the_best_is_the_one_that_the_verdict_prefers(tmp_path: Path) -> None:
+    trials = [trial(0, 1.0, 0.30, hand_made=True), trial(1, 0.9, 0.31), trial(2, 0.8, 0.25)]
+    latencies = {0: 1.0, 1: 0.9, 2: 0.8}
+    for tops, best in (([0.28], 0), ([0.33], 1)):
+        verdict = judged(trials, latencies, 1.0, {0: [0.3], 1: tops})
+        result = SearchResult(
+            settings={},
+            reference={},
+            reference_s=1.0,
+            bound=1.0,
+            errors=Errors(median=0.1, p90=0.2, models=9),
+            trials=trials,
+            front=front_of(trials, 1.0),
+            latencies=latencies,
+            verdict=verdict,
+            folder=tmp_path,
+        )
+        assert result.best.number == best
 
 
 def test_other_seeds_count_instead_where_both_have_them() -> None:
     trials = [trial(0, 1.0, 0.30, hand_made=True), trial(1, 0.9, 0.40)]
     latencies = {0: 1.0, 1: 0.9}
-    verdict = judged(trials, latencies, {0: [0.3, 0.32], 1: [0.28, 0.30]})
+    verdict = judged(trials, latencies, 1.0, {0: [0.3, 0.32], 1: [0.28, 0.30]})
     assert verdict.gain == pytest.approx(-0.02)
     assert "falls short of efficientvit_m0 by 2.00 points" in verdict.explain()
     assert "means of 2 seeds that it was not chosen by" in verdict.explain()
-    assert judged(trials, latencies, {0: [0.3, 0.32], 1: [0.28]}).seeds == 0
+    assert judged(trials, latencies, 1.0, {0: [0.3, 0.32], 1: [0.28]}).seeds == 0
 
 
 def test_without_a_hand_made_model_there_is_none_to_beat() -> None:
-    assert "no hand-made model" in judged([trial(1, 0.9, 0.4)], {1: 0.9}, {}).explain()
+    assert "no hand-made model" in judged([trial(1, 0.9, 0.4)], {1: 0.9}, 1.0, {}).explain()
 
 
 def test_specs_record_table_and_picture_are_written(make_search: Callable[..., Any], tmp_path: Path) -> None:

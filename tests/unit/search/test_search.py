@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from vitesse.errors import ConfigError, TrainingError
 from vitesse.search.accuracy import COMPARED, Rung, is_behind
+from vitesse.search.latency import Predictor
 from vitesse.search.loop import MOST_STARTS, Search
 from vitesse.search.run import _alone_in
 from vitesse.search.trials import Journal
@@ -88,6 +90,44 @@ def test_a_search_can_be_prolonged_but_not_changed(make_search: Make, machine: A
     assert len(result.trials) == len(machine.trained) == 5
     with pytest.raises(ConfigError, match=r"holds a search with floor 0\.5, now 0\.1 is asked for"):
         make_search(floor=0.1)
+
+
+def test_a_bound_that_was_refused_can_be_raised(make_search: Make) -> None:
+    with pytest.raises(ConfigError, match="the fastest candidate takes"):
+        make_search(max_latency="1us").run()
+    assert make_search(max_latency="1.5ms", trials=2, confirm=0).run().trials
+
+
+def test_the_value_that_differs_is_named(make_search: Make, tmp_path: Path, small_space: Any) -> None:
+    asked = {"recipe": {"epochs": 2, "lr": 0.1}, "classes": 5}
+    Journal(tmp_path, small_space, 5, asked).add(small_space.smallest())
+    Journal(tmp_path, small_space, 5, asked)
+    with pytest.raises(ConfigError, match=r"holds a search with recipe epochs 2, now 3 is asked for; take"):
+        Journal(tmp_path, small_space, 5, {**asked, "recipe": {"epochs": 3, "lr": 0.1}})
+
+
+def test_the_named_model_is_tried_whatever_is_predicted(
+    make_search: Make, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "of_cost", lambda self, cost: 9.0)
+    result = make_search(trials=2, confirm=0).run()
+    assert [trial.hand_made for trial in result.trials] == [True]
+
+
+def test_the_bound_is_what_the_named_model_takes_at_the_end(make_search: Make, machine: Any) -> None:
+    search = make_search(trials=6, floor=0, confirm=0)
+
+    def later(specs: Any) -> Any:
+        return [
+            dataclasses.replace(sample, ratio=sample.ratio * (1 if sample.spec.variant else 0.1))
+            for sample in machine.measure(specs)
+        ]
+
+    search.measure = later
+    result = search.run()
+    assert result.bound == pytest.approx(0.1)
+    assert result.best.hand_made
+    assert "none of the most accurate candidates was within the latency" in result.verdict.explain()
 
 
 def test_a_failure_is_one_row(make_search: Make, machine: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,15 @@ def test_an_architecture_without_published_weights_starts_from_scratch(
     assert "no weights of it were published" in notes[0]
 
 
+def test_a_changed_architecture_starts_from_scratch(hub: Any) -> None:
+    notes: list[str] = []
+    spec = ModelSpec(name="efficientvit_m0", image_size=(32, 32), variant={"attention": "split"})
+    initial_model(spec, Recipe(init="auto"), notes.append)
+    assert "a changed efficientvit_m0 has no published weights" in notes[0]
+    with pytest.raises(WeightsError, match="a changed efficientvit_m0"):
+        initial_model(spec, Recipe(init="published"), notes.append)
+
+
 @pytest.fixture
 def resnet(hub: Any, timm: ModuleType) -> nn.Module:
     """A timm model with weights on the hub, made for pictures of mean 0.5 and deviation 0.5."""
