@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal, TypeVar, get_args
 
 from vitesse.errors import ConfigError, did_you_mean
@@ -138,7 +138,7 @@ class ModelSpec:
                 raise ConfigError(f"{key}: expected a whole number of at least 1, got {getattr(self, key)!r}")
         if not isinstance(self.distilled, bool):
             raise ConfigError(f"distilled: expected true or false, got {self.distilled!r}")
-        if not isinstance(self.drop_path_rate, Real) or not 0 <= self.drop_path_rate < 1:
+        if not isinstance(self.drop_path_rate, (int, float)) or not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate: expected 0 <= rate < 1, got {self.drop_path_rate!r}")
 
 

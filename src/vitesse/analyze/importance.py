@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from vitesse.analyze.channels import KINDS, Channels, Structure, Tap
 from vitesse.analyze.structure import structure_of
+from vitesse.catalogue import CHANGE, SPEC_SUFFIX
 from vitesse.data.sources import Source, open_source, take
 from vitesse.errors import ConfigError, DataError, ImageError, WeightsError
 from vitesse.metrics import with_classes
 from vitesse.models.create import build, create_model
 from vitesse.models.foreign import is_timm, timm_preprocess
 from vitesse.models.loading import load_torch, manifest_for
-from vitesse.models.variants import CHANGE, SPEC_SUFFIX
 from vitesse.progress import track
 from vitesse.runtime.artefact import bundled_names
 from vitesse.runtime.imaging import load_tensor

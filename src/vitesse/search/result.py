@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ class Verdict:
         latency: the challenger's over the baseline's, from the same rounds.
         top1, baseline_top1: means over `seeds` trainings; of the search's own where there are no others.
         seeds: trainings of each with seeds that the search did not choose by.
+        standard_error: of the difference of these means, by the spread of the seeds; None of fewer than two.
     """
 
     challenger: int | None
@@ -35,6 +37,7 @@ class Verdict:
     top1: float | None = None
     baseline_top1: float | None = None
     seeds: int = 0
+    standard_error: float | None = None
 
     @property
     def gain(self) -> float | None:
@@ -54,11 +57,17 @@ class Verdict:
             )
         assert self.top1 is not None
         assert self.baseline_top1 is not None
-        how = f"beats {self.baseline_name} by" if self.gain > 0 else f"falls short of {self.baseline_name} by"
+        how = "beats" if self.gain > 0 else "falls short of"
+        doubt = ""
+        if self.standard_error is not None:
+            doubt = f", standard error {100 * self.standard_error:.2f}"
+            if abs(self.gain) < 2 * self.standard_error:
+                doubt += ", so no difference is shown"
         seeds = f"means of {self.seeds} seeds that it was not chosen by" if self.seeds else "one seed each"
+        points = f"{abs(100 * self.gain):.2f} points of top-1 at {self.latency:.2f} of its latency"
         return (
-            f"trial {self.challenger} {how} {abs(100 * self.gain):.2f} points of top-1 at {self.latency:.2f} "
-            f"of its latency: {self.top1:.2%} against {self.baseline_top1:.2%}, {seeds}"
+            f"trial {self.challenger} {how} {self.baseline_name} by {points}: "
+            f"{self.top1:.2%} against {self.baseline_top1:.2%}, {seeds}{doubt}"
         )
 
 
@@ -102,7 +111,7 @@ def judged(
     Args:
         latencies: ratios from the same rounds, by trial: of the finalists.
         bound: the highest ratio.
-        seeds: accuracies with further seeds, by trial; counted where both have as many.
+        seeds: accuracies with further seeds, by trial; counted where both have some.
     """
     last = [trial for trial in finalists(trials) if trial.number in latencies]
     baseline = next((trial for trial in last if trial.hand_made), None)
@@ -113,7 +122,7 @@ def judged(
         return Verdict(challenger=None, baseline=baseline.number, baseline_name=baseline.spec.name)
     best = max(rivals, key=lambda trial: trial.top1 or 0.0)
     runs, baseline_runs = seeds.get(best.number, ()), seeds.get(baseline.number, ())
-    fair = bool(runs) and len(runs) == len(baseline_runs)
+    fair = bool(runs) and bool(baseline_runs)
     return Verdict(
         challenger=best.number,
         baseline=baseline.number,
@@ -121,8 +130,16 @@ def judged(
         latency=latencies[best.number] / latencies[baseline.number],
         top1=statistics.mean(runs) if fair else best.top1,
         baseline_top1=statistics.mean(baseline_runs) if fair else baseline.top1,
-        seeds=len(runs) if fair else 0,
+        seeds=min(len(runs), len(baseline_runs)),
+        standard_error=standard_error(runs, baseline_runs),
     )
+
+
+def standard_error(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Of the difference of two means, by the spread within each; None where one has fewer than two values."""
+    if min(len(first), len(second)) < 2:
+        return None
+    return math.sqrt(sum(statistics.variance(values) / len(values) for values in (first, second)))
 
 
 @dataclass(frozen=True, kw_only=True)

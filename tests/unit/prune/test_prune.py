@@ -279,6 +279,20 @@ def test_widths_that_fit_no_layer_are_refused(variant, message):
         build(ModelSpec(name="efficientvit_m0", image_size=(64, 64), variant=M0 | variant))
 
 
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"ffn_dims": ((32, 32),)}, "ffn_dims: expected 12 widths of 1 or more"),
+        ({"key_dims": (16,) * 12}, "key_dims: expected 12 widths"),
+        ({"depth": 0}, "depth: expected a whole number of 1 or more, got 0"),
+        ({"num_heads": 5}, "num_heads: expected a divisor of the width 192, got 5"),
+    ],
+)
+def test_widths_that_fit_no_plain_transformer_are_refused(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ModelSpec(name="vit_tiny_patch16", variant=variant))
+
+
 def test_kinds_that_are_named_twice_count_once(wholes):
     whole = wholes["cascade"]
     once, twice = (cuttables(whole.structure, whole.importance, of) for of in (["qk"], ["qk", "qk"]))

@@ -88,7 +88,13 @@ def test_other_seeds_count_instead_where_both_have_them() -> None:
     assert verdict.gain == pytest.approx(-0.02)
     assert "falls short of efficientvit_m0 by 2.00 points" in verdict.explain()
     assert "means of 2 seeds that it was not chosen by" in verdict.explain()
-    assert judged(trials, latencies, 1.0, {0: [0.3, 0.32], 1: [0.28]}).seeds == 0
+    assert "standard error 1.41, so no difference is shown" in verdict.explain()
+    clear = judged(trials, latencies, 1.0, {0: [0.30, 0.31], 1: [0.36, 0.37]}).explain()
+    assert "beats efficientvit_m0 by 6.00 points" in clear
+    assert clear.endswith("standard error 0.71")
+    one = judged(trials, latencies, 1.0, {0: [0.3, 0.32], 1: [0.28]})
+    assert (one.seeds, one.standard_error, one.top1) == (1, None, 0.28)
+    assert judged(trials, latencies, 1.0, {0: [0.3]}).seeds == 0
 
 
 def test_without_a_hand_made_model_there_is_none_to_beat() -> None:

@@ -165,8 +165,8 @@ def test_candidates_measured_too_slow_are_not_trained(
     honest = machine.measure
 
     def slower(specs: Any) -> Any:
-        """After those that the predictor was fitted on, every other model is slower than it expects."""
-        late = len(machine.measured) > 14 and len(machine.measured) % 2
+        """After those that the predictor was fitted on, every other proposal is slower than it expects."""
+        late = len(specs) == 1 and len(machine.measured) > 14 and len(machine.measured) % 2
         return [change(sample, ratio=sample.ratio * (3 if late else 1)) for sample in honest(specs)]
 
     machine.measure = slower
