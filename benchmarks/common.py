@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +65,9 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def spread(shares: Sequence[float]) -> str:
-    """The lowest and the highest of some shares, in per cent."""
+    """The lowest and the highest of some shares, in per cent; nothing of a single one."""
+    if len(shares) == 1:
+        return ""
     return f"{100 * min(shares):.1f} to {100 * max(shares):.1f}"
 
 
@@ -81,11 +84,16 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def trained(name: str, run: Path, recipe: str, overrides: Mapping[str, Any]) -> Path:
-    """The checkpoint of a model trained on CIFAR-100 in the folder `run`, made now or found finished."""
-    finished = run / "finished"
+    """The checkpoint of a model trained on CIFAR-100 in the folder `run`, made now or found finished.
+
+    A run with other settings is made anew.
+    """
+    finished, settings = run / "finished.json", {"recipe": recipe, **overrides}
+    if finished.is_file() and json.loads(finished.read_text()) != settings:
+        shutil.rmtree(run)
     if not finished.is_file():
         vitesse.train(DATA / "cifar100", model=name, out=run, recipe=recipe, overrides=overrides)
-        finished.touch()
+        write_atomically(finished, json.dumps(settings).encode())
     return run / WEIGHTS
 
 
