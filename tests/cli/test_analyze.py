@@ -107,12 +107,16 @@ def test_a_missing_extra_is_named_before_anything_runs(
     assert "pip install 'vitesse[bench]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [errors.EngineError, errors.ExportError])
 def test_an_engine_that_fails_is_listed_beside_those_that_run(
-    monkeypatch: pytest.MonkeyPatch, make_artefact: Callable[..., Path], capsys: Capture
+    kind: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    make_artefact: Callable[..., Path],
+    capsys: Capture,
 ) -> None:
     def refuse(artefact: object, engine: str, threads: int) -> object:
         if engine == "openvino":
-            raise errors.EngineError("openvino refused the model: too odd")
+            raise kind("openvino refused the model: too odd")
         return real(artefact, engine, threads)
 
     real = runtime.started

@@ -21,7 +21,7 @@ from vitesse.analyze.subject import TORCH, Subject, find_subject
 from vitesse.bench.contenders import started
 from vitesse.bench.measure import Runner
 from vitesse.bench.run import check_numbers
-from vitesse.errors import EngineError, one_line
+from vitesse.errors import EngineError, ExportError, one_line
 from vitesse.progress import track
 from vitesse.runtime.engines import OnnxRuntimeEngine
 from vitesse.spec import as_size
@@ -174,7 +174,7 @@ def analyze_runtime(
     for engine in subject.engines(engines):
         try:
             pairs[engine] = _started(subject, engine, threads)
-        except EngineError as error:
+        except (EngineError, ExportError) as error:
             failures[engine] = one_line(error)
     shape = (batch_size, subject.spec.in_chans, *subject.spec.image_size)
     batch_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -123,7 +123,17 @@ def spec_and_accuracy(model: str) -> tuple[ModelSpec, float | None]:
     try:  # a model of ours, as timm has it
         return ModelSpec(name=model, image_size=facts(name).image_size), None
     except VitesseError:
-        return ModelSpec(name=model, image_size=(224, 224)), None
+        return ModelSpec(name=model, image_size=_size_in_timm(model)), None
+
+
+def _size_in_timm(model: str) -> tuple[int, int]:
+    """Of timm's weights; of a model that timm does not have any: its export says so."""
+    from vitesse.models.foreign import timm_preprocess
+
+    try:
+        return timm_preprocess(model).image_size
+    except VitesseError:
+        return (224, 224)
 
 
 def _macs_of(manifest: Manifest) -> int | None:
@@ -135,8 +145,6 @@ def _macs_of(manifest: Manifest) -> int | None:
     try:
         known = facts(manifest.model.name)
     except VitesseError:
-        return None
-    if manifest.model.variant:
         return None
     return known.macs if known.image_size == manifest.model.image_size else None
 

@@ -68,8 +68,12 @@ class ShortTraining:
             overrides={**recipe_values(self.recipe), **size, "seed": seed},
             enough=lambda epochs, scores: watch(epochs, top1_of(scores)),
         )
-        shutil.rmtree(folder / "checkpoints")  # some 50 MB a candidate
         return top1_of(result.scores)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the weights of a finished training, some 50 MB a candidate."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def top1_of(scores: Figures) -> float:
@@ -89,10 +93,12 @@ def short_training(
     """The training of candidates, and the names of the data's classes.
 
     Raises:
-        ConfigError: an unknown recipe or key, or data that is not for classifiers.
+        ConfigError: an unknown recipe or key, a seed, or data that is not for classifiers.
         DataError: the data cannot be read, or holds nothing to learn from or to evaluate with.
     """
     changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    if "seed" in changes:
+        raise ConfigError("seed=: a search sets the seeds of its trainings; give --seed instead")
     settings = load_recipe(recipe, {**SHORT, **changes})
     task = task_of(model)
     check_kind(data, task, model)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitesse.errors import ConfigError, StoppedError, TrainingError, one_line
 from vitesse.progress import say
-from vitesse.search.accuracy import Rung, TrainModel, is_behind
+from vitesse.search.accuracy import Rung, TrainModel, drop_checkpoints, is_behind
 from vitesse.search.cost import cost_of
 from vitesse.search.latency import Measure, Predictor
 from vitesse.search.propose import propose
@@ -185,6 +185,7 @@ class Search:
         if not stopped:
             watch(self.epochs, top1)
         done = self.journal.close(trial.number, "stopped" if stopped else "trained")
+        drop_checkpoints(self._folder_of(trial))
         what = "stopped, it is behind others" if stopped else "trained"
         say(
             f"trial {done.number} ({self.count()} of {self.settings.trials}): {done.measured:.2f} of "
@@ -275,6 +276,7 @@ class Search:
                     kept[key] = None
                     say(f"trial {trial.number} failed with seed {seed}: {one_line(error)}")
                 self.journal.keep("confirmed", kept)
+                drop_checkpoints(folder)
         return {
             trial.number: [
                 top1 for key, top1 in kept.items() if key.startswith(f"{trial.number}/") and top1 is not None

@@ -259,6 +259,11 @@ def test_a_name_is_exported_once_in_both_precisions(capsys):
 
 
 @pytest.mark.slow
+def test_a_timm_model_is_timed_at_its_own_size():
+    pytest.importorskip("timm")
+    assert making.spec_and_accuracy("timm:vit_tiny_patch16_384")[0].image_size == (384, 384)
+
+
 def test_a_timm_model_that_does_not_exist_is_a_row():
     found = benchmark(["timm:no_such_model"], engines="onnxruntime", batch_sizes=(1,), rounds=1)
     assert all("export failed: timm has no model named" in t.error for t in found)

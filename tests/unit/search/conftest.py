@@ -70,6 +70,7 @@ class Machine:
         if self.refuse(spec):
             raise MemoryError("not enough memory: you tried to allocate 9 GB\nand more")
         self.trained.append((spec, seed))
+        (folder / "checkpoints").mkdir(parents=True)
         for epoch in range(1, EPOCHS + 1):
             top1 = self.law(spec) * epoch / EPOCHS
             if watch(epoch, top1):

@@ -36,7 +36,7 @@ def test_a_candidate_is_trained_until_it_is_enough(colours: Path, tmp_path: Path
     assert top1 == told[-1][1]
     assert (tmp_path / "run" / "spec.json").is_file()
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert (tmp_path / "run" / "checkpoints").exists(), "until the trial is closed"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,11 @@ def test_recipes_are_checked_before_anything_else(
 ) -> None:
     with pytest.raises(kind, match=message):
         short_training(colours, "finetune", overrides, "efficientvit_m0")
+
+
+def test_its_seed_is_the_searchs(colours: Path) -> None:
+    with pytest.raises(ConfigError, match="seed=: a search sets the seeds of its trainings; give --seed"):
+        short_training(colours, "finetune", ["seed=3"], "efficientvit_m0")
 
 
 def test_data_is_checked_before_anything_else(tmp_path: Path) -> None:

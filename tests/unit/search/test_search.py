@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def test_an_interruption_changes_nothing(make_search: Make, machine: Any, tmp_pa
         make_search().run()
     machine.break_at = None
     specs = [trial.spec for trial in make_search().run().trials]
-    for path in tmp_path.iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
     assert [trial.spec for trial in make_search().run().trials] == specs
 
 
@@ -157,6 +158,23 @@ def test_a_training_that_kills_the_process_is_given_up(make_search: Make, machin
     result = make_search(trials=2).run()
     assert [trial.state for trial in result.trials] == ["failed", "trained"]
     assert "ended the process 3 times" in result.trials[0].error
+
+
+def test_weights_are_removed_once_their_trial_is_closed(
+    make_search: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = make_search(trials=5)
+    close = search.journal.close
+
+    def closing(number: int, state: str, error: str = "") -> Any:
+        if state in ("trained", "stopped"):
+            assert (search.folder / "trials" / f"{number:04}" / "checkpoints").is_dir()
+        return close(number, state, error)
+
+    monkeypatch.setattr(search.journal, "close", closing)
+    result = search.run()
+    assert any(trial.state == "trained" for trial in result.trials)
+    assert not list(search.folder.glob("trials/*/checkpoints"))
 
 
 def test_candidates_measured_too_slow_are_not_trained(
