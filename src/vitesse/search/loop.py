@@ -26,6 +26,8 @@ from vitesse.train.stopping import StopRequestedError
 
 NEARLY = 1.3
 """Hand-made models that are predicted to take up to so many times the bound are measured."""
+BUSY = 1.5
+"""Times as long as at the start, of the reference: latencies measured then are not kept."""
 MOST_STARTS = 3
 """A training that ended the process so often is not begun again."""
 MOST_TOO_SLOW = 5
@@ -254,7 +256,14 @@ class Search:
             for trial, sample in zip(trials, found, strict=True)
             if sample.ratio is not None
         }
-        self.journal.keep("latencies", ratios)
+        slowdown = found[0].reference_s / self.samples.reference_s
+        if slowdown > BUSY:
+            say(
+                f"the machine is busy: the reference took {slowdown:.1f} times as long as at the start, so that "
+                "the last latencies may be off; the same command times them again once it is quiet"
+            )
+        else:
+            self.journal.keep("latencies", ratios)
         return ratios
 
     def _confirmed(self, trials: list[Trial]) -> dict[int, list[float]]:

@@ -160,6 +160,29 @@ def test_a_training_that_kills_the_process_is_given_up(make_search: Make, machin
     assert "ended the process 3 times" in result.trials[0].error
 
 
+def test_latencies_of_a_busy_machine_are_measured_again_by_the_same_command(
+    make_search: Make, machine: Any, change: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = machine.measure
+
+    def busy(specs: Any) -> Any:
+        last = len(machine.trained) >= 5
+        return [
+            change(sample, ratio=sample.ratio * (0.5 if last else 1), reference_s=0.008 if last else 0.002)
+            for sample in honest(specs)
+        ]
+
+    machine.measure = busy
+    first = make_search(trials=5).run()
+    assert "the machine is busy: the reference took 4.0 times as long" in capsys.readouterr().err
+    machine.measure = honest
+    trained = len(machine.trained)
+    again = make_search(trials=5).run()
+    assert len(machine.trained) == trained
+    assert again.latencies == pytest.approx({n: 2 * ratio for n, ratio in first.latencies.items()})
+    assert "busy" not in capsys.readouterr().err
+
+
 def test_weights_are_removed_once_their_trial_is_closed(
     make_search: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
