@@ -174,7 +174,7 @@ def test_latencies_of_a_busy_machine_are_measured_again_by_the_same_command(
 
     machine.measure = busy
     first = make_search(trials=5).run()
-    assert "the machine is busy: the reference took 4.0 times as long" in capsys.readouterr().err
+    assert "the machine is busy, the reference took 4.0 times as long" in capsys.readouterr().err
     machine.measure = honest
     trained = len(machine.trained)
     again = make_search(trials=5).run()
