@@ -259,8 +259,8 @@ class Search:
         slowdown = found[0].reference_s / self.samples.reference_s
         if slowdown > BUSY:
             say(
-                f"the machine is busy, the reference took {slowdown:.1f} times as long as at the start: the last "
-                "latencies may be off; the same command times them again once it is quiet"
+                f"the machine is busy, the reference took {slowdown:.1f} times as long as at the start: "
+                "the last latencies may be off; the same command times them again once it is quiet"
             )
         else:
             self.journal.keep("latencies", ratios)
