@@ -22,8 +22,10 @@ def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = build(ModelSpec(name="efficientvit_m0", image_size=(32, 32), num_classes=3, variant=NARROW))
     metadata = {"class_names": ["blue", "green", "red"], "provenance": {"command": "by hand"}}
-    save_weights(tmp_path / "mine.safetensors", model, metadata)
-    return tmp_path / "mine.safetensors"
+    path = tmp_path / "efficientvit_m0+wide" / "mine.safetensors"
+    path.parent.mkdir()
+    save_weights(path, model, metadata)
+    return path
 
 
 @pytest.fixture

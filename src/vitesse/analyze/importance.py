@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from vitesse.analyze.channels import KINDS, Channels, Structure, Tap
 from vitesse.analyze.structure import structure_of
-from vitesse.catalogue import CHANGE, SPEC_SUFFIX
+from vitesse.catalogue import is_untrained
 from vitesse.data.sources import Source, open_source, take
 from vitesse.errors import ConfigError, DataError, ImageError, WeightsError
 from vitesse.metrics import with_classes
@@ -177,7 +177,7 @@ def loaded(
         UnknownModelError, WeightsError, MissingExtraError: see their messages.
     """
     module: nn.Module
-    if model in bundled_names() or CHANGE in model or model.endswith(SPEC_SUFFIX):
+    if model in bundled_names() or is_untrained(model):
         why = "is bundled as an artefact" if model in bundled_names() else "has no published weights"
         raise ConfigError(f"{model}: expected a checkpoint (.safetensors) or a model's name, this one {why}")
     if is_timm(model):
