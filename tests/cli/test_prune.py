@@ -72,6 +72,7 @@ def test_a_model_is_pruned_tuned_and_used_like_any_other(
         "prune", checkpoint, *recipe[2:], "--data", data, "--out", out, "--keep", "0.6", *recipe[:2], "--json"
     )
     assert done.code == 0, done.err
+    assert "importance and accuracy are of the same pictures" in done.err
     (record,) = done.records
     assert record["after"]["macs"] <= 0.6 * record["before"]["macs"]
     assert record["after"]["params"] < record["before"]["params"]

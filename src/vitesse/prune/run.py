@@ -19,6 +19,7 @@ from vitesse.errors import ConfigError
 from vitesse.metrics import Showing, score, with_classes
 from vitesse.models.engine import TorchEngine
 from vitesse.models.variants import write_spec
+from vitesse.progress import say
 from vitesse.provenance import provenance
 from vitesse.prune.cut import cut
 from vitesse.prune.plan import check_share, cuttables, groups_of, smaller_spec
@@ -126,8 +127,11 @@ def prune(
         raise ConfigError(f"{manifest.model.name}: expected an EfficientViT (MSRA), SHViT or ViT to prune")
     groups_of(structure, of)  # what would be refused after the pictures is refused before them
     out.parent.mkdir(parents=True, exist_ok=True)
-    source = take(seen_in_training(_of_classes(data, split, manifest), manifest.provenance), limit)
+    seen = seen_in_training(_of_classes(data, split, manifest), manifest.provenance)
+    source = take(seen, limit)
     held_out = unseen(_of_classes(data, "test", manifest), manifest.provenance)
+    if seen.fingerprint == held_out.fingerprint:
+        say("importance and accuracy are of the same pictures, so the accuracy flatters; give data with splits")
     pictures = LabelledBatches(source, manifest.preprocess, batch_size)
     importance = channel_importance(module, structure.taps, pictures)
     spec = smaller_spec(module, structure, cuttables(structure, importance, of), keep=keep, cost=cost)
