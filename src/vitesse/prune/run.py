@@ -131,7 +131,7 @@ def prune(
     source = take(seen, limit)
     held_out = unseen(_of_classes(data, "test", manifest), manifest.provenance)
     if seen.fingerprint == held_out.fingerprint:
-        say("importance and accuracy are of the same pictures, so the accuracy flatters; give data with splits")
+        say("importance and accuracy are of the same pictures, which flatters; give data with splits")
     pictures = LabelledBatches(source, manifest.preprocess, batch_size)
     importance = channel_importance(module, structure.taps, pictures)
     spec = smaller_spec(module, structure, cuttables(structure, importance, of), keep=keep, cost=cost)
