@@ -86,7 +86,7 @@ def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(map(_is_positive, sides)):
         got = "x".join(map(str, sides)) if isinstance(sides, (tuple, list)) else repr(sides)
-        raise ConfigError(f"image size: expected positive pixels, one side or two, got {got}")
+        raise ConfigError(f"image size: expected positive whole numbers of pixels, one or two, got {got}")
     return sides[0], sides[1]
 
 

@@ -225,7 +225,7 @@ def test_a_file_for_one_size_is_not_loaded_for_another(make_artefact: Callable[.
         load(path, image_size=(32, 24))
     with pytest.raises(ConfigError, match=r"image_size: expected an artefact, got m\.safetensors"):
         load("m.safetensors", image_size=64)
-    with pytest.raises(ConfigError, match="expected positive pixels, got 0x0"):
+    with pytest.raises(ConfigError, match="expected positive whole numbers of pixels, one or two, got 0x0"):
         load(path, image_size=0)
     half_free = read_artefact(make_artefact(size=(24, "width")))
     assert half_free.at_size((24, 99)).manifest.preprocess.image_size == (24, 99)

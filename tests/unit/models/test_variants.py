@@ -129,10 +129,16 @@ def test_impossible_variants_of_shvit_are_refused(variant, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image_size": "big"}, "image size: expected positive pixels, one side or two, got 'big'"),
-        ({"image_size": [64, "x"]}, "image size: expected positive pixels, one side or two, got 64xx"),
-        ({"image_size": [64]}, "image size: expected positive pixels, one side or two, got 64"),
-        ({"image_size": 64.5}, "image size: expected positive pixels"),
+        (
+            {"image_size": "big"},
+            "image size: expected positive whole numbers of pixels, one or two, got 'big'",
+        ),
+        (
+            {"image_size": [64, "x"]},
+            "image size: expected positive whole numbers of pixels, one or two, got 64xx",
+        ),
+        ({"image_size": [64]}, "image size: expected positive whole numbers of pixels, one or two, got 64"),
+        ({"image_size": 64.5}, "image size: expected positive whole numbers of pixels"),
         ({"num_classes": "ten"}, "num_classes: expected a whole number of at least 1, got 'ten'"),
         ({"num_classes": 0}, "num_classes: expected a whole number of at least 1, got 0"),
         ({"in_chans": 1.5}, "in_chans: expected a whole number"),

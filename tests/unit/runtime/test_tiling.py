@@ -445,7 +445,7 @@ def test_classifiers_and_impossible_tiles_are_refused(tiny_artefact):
     with pytest.raises(ConfigError, match="tile: expected a detector or segmenter, tiny classifies"):
         Predictor(tiny_artefact, engine=SquareFinder(), tile=64)
     for options, message in (
-        ({"tile": 0}, "positive pixels"),
+        ({"tile": 0}, "positive whole numbers of pixels"),
         ({"tile": 99, "overlap": 0.95}, "overlap: expected"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -63,6 +63,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
             before = read_progress(last / "state.safetensors")
             assert before is not None
             ends.append(save_and_die(trainer, generator.uniform(0.02, 1.2) * seconds))
+            if ends[-1] != signal.SIGALRM:
+                seconds *= 0.7  # the one that was timed may have been slow
             assert read_progress(last / "state.safetensors") == before
             read_safetensors(last / "model.safetensors")
         return result
