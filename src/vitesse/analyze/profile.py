@@ -138,7 +138,8 @@ def median_of(runs: Sequence[Sequence[Operator]], engine: str) -> tuple[Operator
     An engine puts layout conversions in front of what needs them, and names them as it likes.
 
     Raises:
-        EngineError: there is no run or no operator, or the runs differ in their operators.
+        EngineError: there is no run or no operator, the runs differ in their operators, or all took less than
+            the engine can count.
     """
     names = [[operator.name for operator in run] for run in runs]
     if not names or not names[0]:
@@ -149,6 +150,8 @@ def median_of(runs: Sequence[Sequence[Operator]], engine: str) -> tuple[Operator
         replace(same[0], seconds=statistics.median(operator.seconds for operator in same))
         for same in zip(*runs, strict=True)
     ]
+    if not any(operator.seconds for operator in medians):
+        raise EngineError(f"{engine}: every operator takes less time than it can count; raise --batch-size")
     following: str | None = None
     placed = []
     for operator in reversed(medians):

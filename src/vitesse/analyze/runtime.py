@@ -180,7 +180,11 @@ def analyze_runtime(
     batch_BCHW = np.random.default_rng(0).standard_normal(shape, np.float32)
     profiles = []
     for engine, times in _interleaved(pairs, batch_BCHW, rounds).items():
-        operators = median_of(pairs[engine][1].runs()[-rounds:], engine)
+        try:
+            operators = median_of(pairs[engine][1].runs()[-rounds:], engine)
+        except EngineError as error:
+            failures[engine] = one_line(error)
+            continue
         plain_s, profiled_s = map(statistics.median, times)
         profiles.append(Profile(engine=engine, operators=operators, plain_s=plain_s, profiled_s=profiled_s))
     if not profiles:

@@ -264,6 +264,10 @@ def test_medians_are_of_each_operator_and_inserted_ones_join_the_next() -> None:
     for wrong in ([], [[]], [runs[0], runs[1][:-1]]):
         with pytest.raises(EngineError, match="e: its profile"):
             median_of(wrong, "e")
+    with pytest.raises(
+        EngineError, match="e: every operator takes less time than it can count; raise --batch"
+    ):
+        median_of([operators_of([0.0, 0.0], [None, "stem"], ["copy", "conv"])], "e")
 
 
 @given(
