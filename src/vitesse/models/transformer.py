@@ -28,7 +28,7 @@ from vitesse.layers import (
     upcast,
 )
 from vitesse.models.backbone import Backbone
-from vitesse.models.registry import check_parts
+from vitesse.models.registry import check_number, check_parts
 from vitesse.spec import FeatureSpec, ModelSpec
 
 MLP_RATIO = 4
@@ -54,9 +54,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for key in ("width", "num_heads", "depth", "patch_size"):
-            value = getattr(self, key)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{key}: expected a whole number of 1 or more, got {value}")
+            check_number(self, key, 1)
         if self.width % self.num_heads:
             raise ConfigError(
                 f"num_heads: expected a divisor of the width {self.width}, got {self.num_heads}"

@@ -21,7 +21,6 @@ from vitesse.models import build
 from vitesse.models.efficientvit_msra import CascadedGroupAttention
 from vitesse.models.shvit import SHViT, SingleHeadSelfAttention
 from vitesse.models.transformer import SelfAttention
-from vitesse.models.vit import VisionTransformer
 from vitesse.progress import track
 from vitesse.spec import ModelSpec
 
@@ -183,9 +182,8 @@ def check_share(keep: float, cost: str) -> None:
 
 def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) -> dict[str, Any]:
     """What `ModelSpec.variant` says of a model with so many fewer channels of each kind."""
-    is_plain = isinstance(model, VisionTransformer)
-    stages = range(1, 2 if is_plain else len(model.stages) + 1)
     every = structure.channels()
+    stages = sorted({channels.stage for channels in every if channels.kind == "width"})
 
     def left(kind: str, stage: int) -> dict[str, list[int]]:
         """How many stay, by their group."""
@@ -201,7 +199,7 @@ def variant_of(model: Any, structure: Structure, fewer: Mapping[Channels, int]) 
         "key_dims": tuple(keys),
         "ffn_dims": tuple(tuple(group[0] for group in left("ffn", stage).values()) for stage in stages),
     }
-    if not is_plain:
+    if structure.cut_with("width"):
         variant["embed_dim"] = tuple(sum(parts) for parts in widths)
     if isinstance(model, SHViT):
         attended = tuple(parts[0] if key else 0 for parts, key in zip(widths, keys, strict=True))
