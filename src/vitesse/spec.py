@@ -91,7 +91,7 @@ def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 1
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 @dataclass(frozen=True, kw_only=True)

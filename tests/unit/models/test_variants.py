@@ -138,6 +138,7 @@ def test_impossible_variants_of_shvit_are_refused(variant, message):
             "image size: expected positive whole numbers of pixels, one or two, got 64xx",
         ),
         ({"image_size": [64]}, "image size: expected positive whole numbers of pixels, one or two, got 64"),
+        ({"num_classes": True}, "num_classes: expected a whole number of at least 1, got True"),
         ({"image_size": 64.5}, "image size: expected positive whole numbers of pixels"),
         ({"num_classes": "ten"}, "num_classes: expected a whole number of at least 1, got 'ten'"),
         ({"num_classes": 0}, "num_classes: expected a whole number of at least 1, got 0"),
