@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def test_narrower_norms_over_channels_can_be_cut_too(randomise):
 
 @settings(max_examples=4, deadline=None)
 @given(
-    keep=st.floats(0.45, 0.99),  # the widths alone leave 0.41 at least
+    keep=st.floats(0.35, 0.99),
     case_of=st.sampled_from(
         [
             ("cascade", ("ffn", "qk", "width")),
@@ -201,7 +202,13 @@ def test_narrower_norms_over_channels_can_be_cut_too(randomise):
 def test_it_costs_at_most_what_was_asked(whole_of, keep, case_of, cost):
     case, of = case_of
     whole = whole_of(case)
-    spec = whole.smaller(keep, of, cost)
+    try:
+        spec = whole.smaller(keep, of, cost)
+    except ConfigError as error:  # widths alone leave 0.4 to 0.5
+        least = float(re.findall(r"leave (0\.\d+) of the", str(error))[0])
+        assert keep < least < 0.5
+        assert whole.smaller(least + 0.001, of, cost)
+        return
     costs = []
     for model in (whole.model, whole.cut_to(spec)):
         sizes = {"macs": count_macs(model, spec), "params": sum(p.numel() for p in model.parameters())}
